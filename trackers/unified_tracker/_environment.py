@@ -1,0 +1,132 @@
+"""What a run was made with: versions, devices, git commit, processes. Read without importing a framework."""
+
+from __future__ import annotations
+
+import getpass
+import os
+import platform
+import subprocess
+import sys
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from unified_tracker._mask import mask_command, mask_text
+
+PACKAGES = ("torch", "torchvision", "detectron2", "mmdet", "mmengine", "mmcv", "numpy", "unified-tracker")
+
+
+def process_rank() -> int:
+    """Rank of this process as launchers tell it (`$RANK`, `$SLURM_PROCID`); 0 when nobody does."""
+    for variable in ("RANK", "SLURM_PROCID"):
+        value = os.environ.get(variable, "")
+        if value.isdigit():
+            return int(value)
+    return 0
+
+
+class Environment(msgspec.Struct, frozen=True):
+    """Facts about this process and machine.
+
+    Attributes:
+        packages: Version of each framework and library that is installed or already imported.
+        cuda: CUDA version that torch was built for, and the devices; empty without torch or CUDA.
+    """
+
+    python: str
+    packages: dict[str, str]
+    cuda: dict[str, Any]
+    git: dict[str, str]
+    host: str
+    user: str
+    command: str
+    world_size: int
+
+    @classmethod
+    def collect(cls) -> Environment:
+        """Look. Takes some milliseconds (one `git` call); never fails."""
+        world = os.environ.get("WORLD_SIZE", "1")
+        return cls(
+            python=platform.python_version(),
+            packages=_versions(),
+            cuda=_cuda(),
+            git=_git(Path.cwd()),
+            host=platform.node(),
+            user=_user(),
+            command=" ".join(mask_command(sys.argv)),
+            world_size=int(world) if world.isdigit() else 1,
+        )
+
+    def params(self) -> dict[str, Any]:
+        """As run parameters, below `env`."""
+        return {
+            "env": {
+                "python": self.python,
+                "packages": self.packages,
+                "cuda": self.cuda,
+                "git": self.git,
+                "host": self.host,
+                "command": self.command,
+                "world_size": self.world_size,
+            }
+        }
+
+    def tags(self) -> dict[str, str]:
+        """As run tags; the names that MLflow's own pages show are used where there are such."""
+        tags = {
+            "mlflow.user": self.user,
+            "mlflow.source.name": self.command.split(" ")[0],
+            "mlflow.source.type": "LOCAL",
+        }
+        if "commit" in self.git:
+            tags["mlflow.source.git.commit"] = self.git["commit"]
+        return tags
+
+
+def _versions() -> dict[str, str]:
+    found = {}
+    for name in PACKAGES:
+        module = sys.modules.get(name)
+        version = getattr(module, "__version__", None)
+        if version is None:
+            try:
+                version = metadata.version(name)
+            except metadata.PackageNotFoundError:
+                continue
+        found[name] = str(version)
+    return found
+
+
+def _cuda() -> dict[str, Any]:
+    torch = sys.modules.get("torch")
+    if torch is None:
+        return {}
+    facts: dict[str, Any] = {"version": str(torch.version.cuda)} if torch.version.cuda else {}
+    if torch.cuda.is_available():
+        facts["devices"] = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
+    return facts
+
+
+def _git(folder: Path) -> dict[str, str]:
+    def ask(*arguments: str) -> str:
+        done = subprocess.run(
+            ["git", *arguments], cwd=folder, capture_output=True, text=True, timeout=2, check=True  # noqa: S607
+        )
+        return done.stdout.strip()
+
+    try:
+        facts = {"commit": ask("rev-parse", "HEAD"), "branch": ask("rev-parse", "--abbrev-ref", "HEAD")}
+        facts["dirty"] = str(bool(ask("status", "--porcelain", "--untracked-files=no"))).lower()
+        remote = ask("config", "--default", "", "--get", "remote.origin.url")
+    except (OSError, subprocess.SubprocessError):
+        return {}
+    return {**facts, "remote": mask_text(remote)} if remote else facts
+
+
+def _user() -> str:
+    try:
+        return getpass.getuser()
+    except (OSError, KeyError):
+        return str(os.getuid()) if hasattr(os, "getuid") else ""

@@ -1,0 +1,70 @@
+"""The ledger of a lane: what the backend is known to hold, and what was set aside. SQLite, one writer, crash-safe."""
+
+from __future__ import annotations
+
+import sqlite3
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from unified_tracker._journal import Position
+
+SCHEMA = """
+create table if not exists state (key text primary key, value blob not null);
+create table if not exists set_aside (sequence integer not null, detail text not null, reason text not null,
+    primary key (sequence, detail));
+"""
+
+
+class Held(msgspec.Struct, frozen=True):
+    """Everything up to here is in the backend."""
+
+    sequence: int = 0
+    segment: str = ""
+    offset: int = 0
+    records: int = 0
+
+    @property
+    def position(self) -> Position:
+        """Where reading goes on."""
+        return Position(self.segment, self.offset)
+
+
+class Ledger:
+    """One file, `lanes/<backend>.db`. A commit is on the disk when the call returns."""
+
+    def __init__(self, path: Path) -> None:
+        self._db = sqlite3.connect(path, isolation_level=None)
+        self._db.execute("pragma journal_mode=truncate")
+        self._db.execute("pragma synchronous=full")
+        self._db.executescript(SCHEMA)
+
+    def held(self) -> Held:
+        """The acknowledged position."""
+        return self.get("held", Held) or Held()
+
+    def set_held(self, held: Held) -> None:
+        """Move the acknowledged position."""
+        self.put("held", held)
+
+    def put(self, key: str, value: object) -> None:
+        """Store a value under a key."""
+        self._db.execute("insert or replace into state values (?, ?)", (key, msgspec.json.encode(value)))
+
+    def get(self, key: str, kind: Any) -> Any:
+        """The value of a key; None if there is none."""
+        row = self._db.execute("select value from state where key = ?", (key,)).fetchone()
+        return msgspec.json.decode(row[0], type=kind) if row else None
+
+    def set_aside(self, sequence: int, detail: str, reason: str) -> None:
+        """Remember that a record (or one value of it, named by `detail`) was refused for good."""
+        self._db.execute("insert or replace into set_aside values (?, ?, ?)", (sequence, detail, reason[:2000]))
+
+    def all_set_aside(self) -> list[tuple[int, str, str]]:
+        """What was refused: sequence, detail, reason."""
+        return self._db.execute("select sequence, detail, reason from set_aside order by sequence, detail").fetchall()
+
+    def close(self) -> None:
+        """Close the file."""
+        self._db.close()

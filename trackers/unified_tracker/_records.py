@@ -1,0 +1,137 @@
+"""The journal's records: one typed struct for each kind of thing that a run can say.
+
+Encoded as msgpack arrays (msgspec), the tag first. A record is immutable and says what happened, not what a backend
+should do about it. Files are named by `StagedFile`, never embedded.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import msgspec
+
+Status = Literal["FINISHED", "FAILED", "KILLED"]
+Number = int | float
+
+
+class _Struct(msgspec.Struct, frozen=True, array_like=True, tag_field="kind"):
+    pass
+
+
+class StagedFile(msgspec.Struct, frozen=True, array_like=True):
+    """A file whose bytes the run has taken responsibility for.
+
+    Attributes:
+        path: Name inside the artifact, POSIX, relative.
+        staged: Where the bytes are: relative to the run directory, or absolute for a file that is delivered in place.
+        size: Bytes at the time of logging.
+        mtime_ns: Modification time at the time of logging; a change until delivery means that the bytes are others.
+    """
+
+    path: str
+    staged: str
+    size: int
+    mtime_ns: int
+
+
+class Started(_Struct, frozen=True, tag="start"):
+    """An attempt began: the first one, or one that resumes the run.
+
+    Attributes:
+        ts: Milliseconds since the epoch, like every `ts`.
+        attempt: 1 for the first process that writes to this run.
+        pid: Process that trains.
+        name, description, tags: As given to `start_run`; the latest attempt's win.
+    """
+
+    ts: int
+    attempt: int
+    pid: int
+    name: str | None
+    description: str | None
+    tags: dict[str, str]
+
+
+class Metrics(_Struct, frozen=True, tag="metrics"):
+    """Scalars of one step.
+
+    Attributes:
+        step: Completed optimiser iterations, int64; None if the caller's was no integer (see `bad_step`).
+        values: Name to value; NaN and infinities are kept.
+        bad_step: What the caller gave instead of an integer.
+    """
+
+    ts: int
+    step: int | None
+    values: dict[str, Number]
+    bad_step: str | None = None
+
+
+class Params(_Struct, frozen=True, tag="params"):
+    """Parameters, nested as the caller nested them, with secrets already masked."""
+
+    ts: int
+    values: dict[str, Any]
+
+
+class Tags(_Struct, frozen=True, tag="tags"):
+    """Tags; the last value of a key wins."""
+
+    ts: int
+    values: dict[str, str]
+
+
+class Media(_Struct, frozen=True, tag="media"):
+    """A picture, text, table or figure at a step.
+
+    Attributes:
+        form: How `file` is to be read: "array" (.npy, uint8, RGB), "text", "table" (JSON: columns, rows),
+            "figure" (PNG, or HTML by its suffix).
+    """
+
+    ts: int
+    form: Literal["array", "text", "table", "figure"]
+    name: str
+    step: int | None
+    file: StagedFile
+    caption: str | None = None
+
+
+class Artifact(_Struct, frozen=True, tag="artifact"):
+    """Files that belong together: a versioned artifact, or with `name` None plain files of the run.
+
+    Attributes:
+        type: "model", "dataset", "result", or the caller's own word.
+        aliases: Names that move to this version ("latest" is implied).
+        metrics: Metrics of exactly this version (checkpoints).
+        step, epoch: Where in the training it was made.
+    """
+
+    ts: int
+    name: str | None
+    type: str
+    files: tuple[StagedFile, ...]
+    aliases: tuple[str, ...] = ()
+    metadata: dict[str, Any] = {}
+    metrics: dict[str, Number] = {}
+    step: int | None = None
+    epoch: float | None = None
+
+
+class Loss(_Struct, frozen=True, tag="loss"):
+    """Records that could not be written (disk full): how many, and the first error."""
+
+    ts: int
+    count: int
+    error: str
+
+
+class Finished(_Struct, frozen=True, tag="finish"):
+    """The attempt ended."""
+
+    ts: int
+    status: Status
+    reason: str | None = None
+
+
+Record = Started | Metrics | Params | Tags | Media | Artifact | Loss | Finished

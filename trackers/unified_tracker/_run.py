@@ -1,0 +1,431 @@
+"""The run: what a training says, turned into records. One append to the journal is all that a call costs."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import io
+import re
+import sys
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Concatenate, Final, Literal, ParamSpec
+
+import msgspec
+
+from unified_tracker._console import say
+from unified_tracker._errors import RecordError
+from unified_tracker._journal import Journal, now_ms
+from unified_tracker._launcher import UploaderProcess
+from unified_tracker._mask import mask, mask_text
+from unified_tracker._records import Artifact, Finished, Loss, Media, Number, Params, Record, StagedFile, Status, Tags
+from unified_tracker._rundir import RunDirectory
+from unified_tracker._staging import Hold, Staging
+from unified_tracker._tracker import RunInfo
+from unified_tracker._values import number, plain, step_number
+from unified_tracker._watch import DeliveryWatch
+
+OnError = Literal["warn", "raise"]
+P = ParamSpec("P")
+
+REWRITTEN: Final = re.compile(r"(model_best|model_final|last|latest|best).*", re.IGNORECASE)
+PULSE_S: Final = 2.0
+KILL_CODES: Final = frozenset({130, 137, 143})  # 128 + SIGINT, SIGKILL, SIGTERM
+
+
+def _call(method: Callable[Concatenate[Run, P], None]) -> Callable[Concatenate[Run, P], None]:
+    """A log call: does nothing on a run that does not record, and never lets its own trouble end a training."""
+
+    @functools.wraps(method)
+    def call(self: Run, *args: P.args, **kwargs: P.kwargs) -> None:
+        if not self.active:
+            return
+        try:
+            method(self, *args, **kwargs)
+        except Exception as error:  # noqa: BLE001 -- promise 3: tracking never ends a training
+            self._refuse(method.__name__, f"{type(error).__name__}: {error}", error)
+
+    return call
+
+
+class Run:
+    """One tracked training. Made by `start_run`.
+
+    Threads: every method may be called from any thread. Blocking: nothing waits for a backend; a call costs encoding
+    and one write to the local disk, staging a file additionally a link or a copy. Processes: a forked child's calls do
+    nothing; a run that is sent to another process arrives as one that records nothing.
+    After a crash: whatever was logged when a call returned is delivered by the uploader, which lives on, by the next
+    run in the same directory, or by `unified-tracker sync`.
+
+    Errors: with `on_error="warn"` no method raises: what cannot be recorded is refused with one warning for each kind,
+    counted, and the rest of the call is recorded. With "raise" it is a `RecordError`, also after the rest was recorded.
+    """
+
+    def __init__(
+        self,
+        info: RunInfo,
+        directory: RunDirectory | None,
+        journal: Journal | None,
+        uploader: UploaderProcess | None,
+        on_error: OnError,
+    ) -> None:
+        self._info = info
+        self._directory, self._journal, self._uploader = directory, journal, uploader
+        self._on_error = on_error
+        self._staging = Staging(directory.path, journal.attempt) if directory and journal else None
+        self._watch = DeliveryWatch(directory, list(info.backends), uploader) if directory and uploader else None
+        self._next_pulse_ns = 0
+        self._next_step, self._steps_given = 0, False
+        self._warned: set[str] = set()
+        self._refused = 0
+        self._logged_paths: set[Path] = set()
+        self._finished = False
+        self.unfinished_status: Status = "FINISHED"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _inactive, (msgspec.json.encode(self._info),)
+
+    @property
+    def id(self) -> str:
+        """Eight characters that name this run in every backend, in artifact names and on the command line."""
+        return self._info.id
+
+    @property
+    def info(self) -> RunInfo:
+        """Everything that is fixed about this run."""
+        return self._info
+
+    @property
+    def dir(self) -> Path | None:
+        """The run directory; None when nothing is recorded."""
+        return self._directory.path if self._directory else None
+
+    @property
+    def active(self) -> bool:
+        """True while calls are recorded: false with tracking off, on ranks above 0, in forks, and when finished."""
+        return self._journal is not None and not self._journal.closed
+
+    @property
+    def refused(self) -> int:
+        """How many values and calls could not be recorded so far."""
+        return self._refused + (self._journal.lost if self._journal else 0)
+
+    # ---- what a training says ----------------------------------------------------------------------------------
+
+    def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None) -> None:
+        """Record scalars.
+
+        Args:
+            metrics: Name to value: Python or numpy numbers, booleans, tensors of one element. NaN and infinities are
+                kept. What is no number is refused, the others are recorded.
+            step: Completed optimiser iterations, int64; may repeat and go back. None: counts up by one with every
+                call as long as no step was ever given, afterwards the last one given.
+
+        Blocking: microseconds, whatever the backend does (`benchmarks/`). A CUDA tensor waits for its device.
+        """
+        if self._journal is None:
+            return
+        for name, value in metrics.items():
+            if type(value) is not float or type(name) is not str:
+                self._log_mixed(metrics, step)
+                return
+        if type(step) is not int or not -0x8000000000000000 <= step <= 0x7FFFFFFFFFFFFFFF:
+            self._log_mixed(metrics, step)
+            return
+        self._steps_given, self._next_step = True, step
+        if not self._journal.append_metrics(metrics, step):  # type: ignore[arg-type]  # msgspec takes any mapping of floats
+            self._lost()
+        elif time.monotonic_ns() >= self._next_pulse_ns:
+            self._pulse()
+
+    @_call
+    def log_params(self, params: Mapping[str, Any]) -> None:
+        """Record parameters: nested mappings of anything; secrets are masked, objects become text.
+
+        A parameter logged before with another value is kept by the backend as it was first; the change is recorded.
+        """
+        self._append(Params(now_ms(), mask(plain(params))))
+
+    @_call
+    def set_tags(self, tags: Mapping[str, Any]) -> None:
+        """Record tags; the last value of a key wins."""
+        self._append(Tags(now_ms(), {str(key): str(mask(str(value), str(key))) for key, value in tags.items()}))
+
+    @_call
+    def log_image(self, name: str, image: Any, step: int | None = None, caption: str | None = None) -> None:
+        """Record a picture.
+
+        Args:
+            name: For example "val/sample".
+            image: RGB, shape (height, width, 3), or grey, (height, width); uint8, or float 0 to 1. A PIL image works.
+                Copied: may be reused at once. It is encoded by the uploader.
+            step: As in `log_metrics`.
+            caption: Text below the picture.
+        """
+        import numpy as np  # 0.1 s; most runs log no picture
+
+        array = np.asarray(image)
+        if array.dtype != np.uint8 and np.issubdtype(array.dtype, np.floating):
+            array = (np.clip(array, 0, 1) * 255).round().astype(np.uint8)
+        if array.dtype != np.uint8 or array.ndim not in {2, 3} or (array.ndim == 3 and array.shape[2] not in {1, 3, 4}):
+            raise RecordError(
+                f"image {name!r}: shape (height, width[, 1, 3 or 4]) and dtype uint8 or float are expected, "
+                f"not {array.shape} {array.dtype}"
+            )
+        buffer = io.BytesIO()
+        np.save(buffer, np.ascontiguousarray(array), allow_pickle=False)
+        self._media("array", name, step, f"{name}.npy", buffer.getvalue(), caption)
+
+    @_call
+    def log_text(self, name: str, text: str, step: int | None = None) -> None:
+        """Record a text."""
+        self._media("text", name, step, f"{name}.txt", mask_text(text).encode("utf-8", "replace"))
+
+    @_call
+    def log_table(
+        self, name: str, columns: Sequence[str], rows: Iterable[Sequence[Any]], step: int | None = None
+    ) -> None:
+        """Record a table.
+
+        Args:
+            name: For example "val/per_class".
+            columns: Column names.
+            rows: As many values a row as there are columns: strings, numbers, booleans, None.
+            step: As in `log_metrics`.
+        """
+        body = [[plain(value) for value in row] for row in rows]
+        for index, row in enumerate(body):
+            if len(row) != len(columns):
+                raise RecordError(f"table {name!r}: row {index} has {len(row)} values for {len(columns)} columns")
+        content = msgspec.json.encode({"columns": [str(column) for column in columns], "data": body})
+        self._media("table", name, step, f"{name}.json", content)
+
+    @_call
+    def log_figure(self, name: str, figure: Any, step: int | None = None) -> None:
+        """Record a matplotlib figure (as PNG) or a plotly figure (as HTML).
+
+        Blocking: the figure is rendered before the call returns, since it may change afterwards.
+        """
+        if hasattr(figure, "savefig"):
+            buffer = io.BytesIO()
+            figure.savefig(buffer, format="png", bbox_inches="tight")
+            self._media("figure", name, step, f"{name}.png", buffer.getvalue())
+        elif hasattr(figure, "to_html"):
+            self._media("figure", name, step, f"{name}.html", figure.to_html(include_plotlyjs=True).encode())
+        else:
+            raise RecordError(f"figure {name!r}: a matplotlib or plotly figure is expected, not {type(figure)}")
+
+    @_call
+    def log_artifact(
+        self,
+        path: str | Path,
+        name: str | None = None,
+        type: str = "file",  # noqa: A002 -- the word that every tracking API uses
+        aliases: Sequence[str] = (),
+        metadata: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Record a file or everything below a folder.
+
+        Args:
+            path: File or folder; copied before the call returns, may change afterwards.
+            name: Name of a versioned artifact; each call with other content makes a new version. None: plain files of
+                the run, found under their own names.
+            type: What it is: "dataset", "result", ...
+            aliases: Names that move to this version; "latest" is implied.
+            metadata: Stored with the version.
+        """
+        assert self._staging is not None  # noqa: S101 -- `_call` has checked `active`
+        files = self._staging.hold_tree(Path(path), "copy")
+        record = Artifact(now_ms(), name, type, files, tuple(aliases), mask(plain(metadata or {})))
+        self._append(record)
+
+    @_call
+    def log_checkpoint(
+        self,
+        path: str | Path,
+        step: int | None = None,
+        epoch: float | None = None,
+        metrics: Mapping[str, Any] | None = None,
+        aliases: Sequence[str] = (),
+        metadata: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Record a model checkpoint as the next version of `run-<run id>-model`.
+
+        Args:
+            path: The file, or a folder (sharded checkpoints). It must be complete. It is hard-linked, so that it may
+                be renamed or deleted at once; names that frameworks write over in place (`model_best.pth`, `last.pth`)
+                and paths logged before are copied instead. The bytes that were logged are delivered, or the run says
+                that they had changed.
+            step: Completed optimiser iterations.
+            epoch: Completed epochs; may be fractional.
+            metrics: Metrics of exactly this checkpoint.
+            aliases: Names that move to this version, such as "best"; "latest" is implied.
+            metadata: Stored with the version.
+        """
+        assert self._staging is not None  # noqa: S101 -- `_call` has checked `active`
+        source = Path(path)
+        at_risk = source in self._logged_paths or REWRITTEN.fullmatch(source.name) is not None
+        how: Hold = "copy" if at_risk else "link"
+        files = self._staging.hold_tree(source, how)
+        self._logged_paths.add(source)
+        values = self._numbers("log_checkpoint", metrics or {})
+        record = Artifact(
+            now_ms(),
+            f"run-{self.id}-model",
+            "model",
+            files,
+            tuple(dict.fromkeys(aliases)),
+            mask(plain(metadata or {})),
+            values,
+            step_number(step)[0],
+            epoch,
+        )
+        self._append(record)
+
+    # ---- the end -----------------------------------------------------------------------------------------------
+
+    def finish(self, status: Status = "FINISHED", reason: str | None = None, timeout_s: float = 30.0) -> bool:
+        """End the run, wait for delivery within a limit, and say where it stands.
+
+        Args:
+            status: "FINISHED", "FAILED" or "KILLED".
+            reason: Why, for "FAILED" and "KILLED".
+            timeout_s: How long to wait, in seconds. What is pending then is delivered by the uploader, which lives on.
+
+        Returns:
+            True when every backend holds everything. A second call does nothing and returns the same.
+        """
+        if self._directory is None or self._journal is None or self._watch is None:
+            return True
+        if not self._journal.closed:
+            with contextlib.suppress(Exception):  # a last write that fails leaves the run without its status: KILLED
+                self._report_loss()
+                self._journal.append(Finished(now_ms(), status, mask_text(reason)[:2000] if reason else None))
+            last = self._journal.sequence
+            self._journal.close()
+            self._directory.unlock_writer()
+            self._finished = self._watch.wait(last, timeout_s)
+        return self._finished
+
+    def __enter__(self) -> Run:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.finish(status_of(error), reason_of(error))
+
+    def finish_at_exit(self) -> None:
+        """What `atexit` calls: the interpreter ends and nobody has called `finish`."""
+        if not self.active:
+            return
+        error = getattr(sys, "last_exc", None) or getattr(sys, "last_value", None)
+        self.finish(status_of(error) if error else self.unfinished_status, reason_of(error))
+
+    # ---- inside ------------------------------------------------------------------------------------------------
+
+    def _log_mixed(self, metrics: Mapping[str, Any], step: Any) -> None:
+        """The general way of `log_metrics`: convert, refuse what is no number, record the rest."""
+        if self._journal is None:
+            return
+        try:
+            values = self._numbers("log_metrics", metrics)
+            whole, bad = step_number(step)
+            if whole is not None:
+                self._steps_given, self._next_step = True, whole
+            elif step is None:
+                whole = self._next_step
+                self._next_step += 0 if self._steps_given else 1
+            if (values or not metrics) and not self._journal.append_metrics(values, whole, bad):
+                self._lost()
+            if bad is not None:
+                self._refuse("log_metrics", f"step {bad} is no 64-bit integer; recorded without a step")
+        except Exception as error:  # noqa: BLE001 -- promise 3
+            self._refuse("log_metrics", f"{type(error).__name__}: {error}", error)
+        if time.monotonic_ns() >= self._next_pulse_ns:
+            self._pulse()
+
+    def _numbers(self, call: str, metrics: Mapping[str, Any]) -> dict[str, Number]:
+        values: dict[str, Number] = {}
+        for name, value in metrics.items():
+            converted = number(value)
+            if converted is None:
+                self._refuse(call, f"metric {str(name)!r} is no number: {repr(value)[:80]} ({type(value).__name__})")
+            else:
+                values[str(name).encode("utf-8", "replace").decode()] = converted
+        return values
+
+    def _media(
+        self,
+        form: Literal["array", "text", "table", "figure"],
+        name: str,
+        step: int | None,
+        file: str,
+        content: bytes,
+        caption: str | None = None,
+    ) -> None:
+        assert self._staging is not None  # noqa: S101 -- `_call` has checked `active`
+        whole = step_number(step)[0]
+        staged: StagedFile = self._staging.write(file, content)
+        self._append(Media(now_ms(), form, name, whole if whole is not None else self._next_step, staged, caption))
+
+    def _append(self, record: Record) -> None:
+        assert self._journal is not None  # noqa: S101 -- `_call` has checked `active`
+        if not self._journal.append(record):
+            self._lost()
+
+    def _lost(self) -> None:
+        journal = self._journal
+        if journal is None or journal.closed:
+            return  # finished, or a forked child: nothing is meant to be recorded
+        self._refuse("journal", f"{journal.first_error}; records are being lost until the disk takes them again")
+
+    def _report_loss(self) -> None:
+        assert self._journal is not None  # noqa: S101 -- called while the journal is open
+        count, error = self._journal.forget_loss()
+        if count and not self._journal.append(Loss(now_ms(), count, error)):
+            self._journal.lost += count
+
+    def _refuse(self, call: str, why: str, error: Exception | None = None) -> None:
+        """Count what was refused, warn once for each kind, raise for those who want it."""
+        if call != "journal":
+            self._refused += 1
+        kind = f"{call}:{type(error).__name__ if error else why}"
+        if kind not in self._warned and len(self._warned) < 100:
+            self._warned.add(kind)
+            say(f"{call}: {mask_text(why)}")
+        if self._on_error == "raise":
+            raise RecordError(f"{call}: {why}") from error
+
+    def _pulse(self) -> None:
+        """Every two seconds: restart a dead uploader, pass on what the lanes have to say. Costs two small reads."""
+        self._next_pulse_ns = time.monotonic_ns() + int(PULSE_S * 1e9)
+        if self._journal is not None and self._journal.lost and not self._journal.closed:
+            self._report_loss()
+        if self._watch is not None and self.active:
+            with contextlib.suppress(OSError, msgspec.MsgspecError):
+                self._watch.look()
+
+
+def status_of(error: BaseException | None) -> Status:
+    """The status that an exception gives to a run."""
+    if error is None:
+        return "FINISHED"
+    if isinstance(error, KeyboardInterrupt):
+        return "KILLED"
+    if isinstance(error, SystemExit):
+        if error.code in KILL_CODES:
+            return "KILLED"
+        return "FINISHED" if error.code in {None, 0} else "FAILED"
+    return "FAILED"
+
+
+def reason_of(error: BaseException | None) -> str | None:
+    """One line about an exception; None if there is none."""
+    return f"{type(error).__name__}: {error}" if error is not None else None
+
+
+def _inactive(info: bytes) -> Run:
+    return Run(msgspec.json.decode(info, type=RunInfo), None, None, None, "warn")

@@ -1,0 +1,160 @@
+"""The run directory: what is in it, who may write to it, how it is found.
+
+::
+
+    <dir>/unified-tracker/<run id>/
+        run.json                who the run is (`RunInfo`)
+        writer.lock             held by the process that trains
+        journal/*.utj           the journal
+        files/                  staged files
+        lanes/<backend>.db      acknowledged position, backend ids, records set aside
+        lanes/<backend>.json    state for people and for the training process (`LaneState`)
+        uploader.lock, uploader.log
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Final
+
+import msgspec
+
+from unified_tracker._tracker import Address, RunInfo
+
+try:
+    import fcntl
+except ImportError:  # Windows: `start_run` says that it is not supported there
+    fcntl = None  # type: ignore[assignment]
+
+PARENT: Final = "unified-tracker"
+ALPHABET: Final = "0123456789abcdefghijklmnopqrstuvwxyz"
+
+
+def new_run_id() -> str:
+    """Eight random characters, acceptable to every backend as part of a name."""
+    return "".join(secrets.choice(ALPHABET) for _ in range(8))
+
+
+class LaneState(msgspec.Struct, frozen=True):
+    """What one lane says about itself.
+
+    Attributes:
+        held: Sequence number up to which the backend holds everything.
+        read: Sequence number up to which records were handed to the tracker.
+        records: Records handed over.
+        set_aside: Records that the backend refuses.
+        done: The run is closed in the backend.
+        error: The trouble that delivery has just now; None when it flows.
+        notes: Sentences for the user, oldest first; each is shown once.
+    """
+
+    backend: str
+    pid: int
+    address: Address | None = None
+    held: int = 0
+    read: int = 0
+    records: int = 0
+    set_aside: int = 0
+    done: bool = False
+    error: str | None = None
+    notes: tuple[str, ...] = ()
+
+
+class RunDirectory:
+    """Paths and locks of one run directory. Creating the object touches nothing."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.journal = path / "journal"
+        self.lanes = path / "lanes"
+        self.uploader_lock = path / "uploader.lock"
+        self.uploader_log = path / "uploader.log"
+        self._lock_fd = -1
+
+    def create(self, info: RunInfo) -> None:
+        """Make the folders and write `run.json`. An existing run keeps its identity; only its backends may grow.
+
+        Raises:
+            OSError: The folder cannot be written.
+        """
+        for folder in (self.path, self.journal, self.lanes):
+            folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        write_json(self.path / "run.json", info)
+
+    def info(self) -> RunInfo:
+        """Read `run.json`.
+
+        Raises:
+            FileNotFoundError: This is no run directory.
+        """
+        return msgspec.json.decode((self.path / "run.json").read_bytes(), type=RunInfo)
+
+    def lane_state(self, backend: str) -> LaneState | None:
+        """The latest state that a lane has written; None before its first."""
+        try:
+            return msgspec.json.decode((self.lanes / f"{backend}.json").read_bytes(), type=LaneState)
+        except FileNotFoundError:
+            return None
+
+    def lock_writer(self) -> bool:
+        """Become the process that trains this run; False if another one is.
+
+        A POSIX record lock: unlike `flock` it is not inherited by forked DataLoader workers, so it is free as soon as
+        the training process is dead.
+        """
+        fd = os.open(self.path / "writer.lock", os.O_RDWR | os.O_CREAT | getattr(os, "O_CLOEXEC", 0), 0o600)
+        for _ in range(20):  # the uploader holds the lock for an instant when it looks
+            try:
+                fcntl.lockf(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                time.sleep(0.005)
+                continue
+            self._lock_fd = fd
+            return True
+        os.close(fd)
+        return False
+
+    def unlock_writer(self) -> None:
+        """Give the writer's lock back."""
+        if self._lock_fd >= 0:
+            os.close(self._lock_fd)
+            self._lock_fd = -1
+
+    def writer_alive(self) -> bool:
+        """True while a process trains this run. Never call it in that process: closing a descriptor frees the lock."""
+        try:
+            fd = os.open(self.path / "writer.lock", os.O_RDWR | getattr(os, "O_CLOEXEC", 0))
+        except FileNotFoundError:
+            return False
+        try:
+            fcntl.lockf(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            return True
+        finally:
+            os.close(fd)
+        return False
+
+
+def write_json(path: Path, content: msgspec.Struct) -> None:
+    """Replace a JSON file in one step: a reader sees the old or the new content, never half of it."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary.write_bytes(msgspec.json.encode(content))
+    os.replace(temporary, path)
+
+
+def find_runs(folder: Path) -> Iterator[RunDirectory]:
+    """Every run directory at or below a folder, oldest first; folders that cannot be read are passed over."""
+    found: list[tuple[int, Path]] = []
+    for root, folders, files in os.walk(folder):
+        here = Path(root)
+        if "run.json" in files and "journal" in folders:
+            folders.clear()
+            with contextlib.suppress(OSError, msgspec.MsgspecError):
+                found.append((RunDirectory(here).info().created_ms, here))
+    for _, path in sorted(found):
+        yield RunDirectory(path)

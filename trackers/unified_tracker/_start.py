@@ -1,0 +1,207 @@
+"""`start_run`: settings in, an open run out. Everything that can be wrong with a configuration is raised here."""
+
+from __future__ import annotations
+
+import atexit
+import os
+import shlex
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from unified_tracker import _settings
+from unified_tracker._console import say
+from unified_tracker._environment import Environment, process_rank
+from unified_tracker._errors import ConfigurationError
+from unified_tracker._journal import Journal, now_ms
+from unified_tracker._launcher import UploaderProcess
+from unified_tracker._mask import mask_command, mask_text, split_userinfo
+from unified_tracker._records import Started
+from unified_tracker._run import OnError, Run
+from unified_tracker._rundir import PARENT, RunDirectory, find_runs, new_run_id
+from unified_tracker._tracker import RunInfo
+
+
+def start_run(
+    tracker: _settings.TrackerChoice = None,
+    *,
+    project: str | None = None,
+    name: str | None = None,
+    description: str | None = None,
+    tags: Mapping[str, Any] | None = None,
+    config: Mapping[str, Any] | None = None,
+    dir: str | Path | None = None,  # noqa: A002 -- fixed name, the same as W&B's
+    options: Mapping[str, Mapping[str, Any]] | None = None,
+    id: str | None = None,  # noqa: A002 -- the same as W&B's
+    on_error: OnError | None = None,
+    rank: int | None = None,
+) -> Run:
+    """Start recording a training, or go on with one.
+
+    Args:
+        tracker: "mlflow", "wandb", the name of any installed plugin, a list of names, or "off". None: `$UNIFIED_TRACKER`,
+            then `tracker:` in `tracker.yaml` of the working folder, then "mlflow". `UNIFIED_TRACKER=off` always wins.
+        project: MLflow experiment, W&B project.
+        name, description, tags: As the backend shows them.
+        config: Parameters, recorded as by `Run.log_params`.
+        dir: The run directory is made below it, as `unified-tracker/<run id>`. Default: the working folder.
+        options: Backend name to its options.
+        id: Identity of an earlier run that goes on in this one; its directory need not exist on this machine.
+        on_error: "warn" (default) or "raise": whether log calls raise for what they cannot record.
+        rank: Rank of this process in the training; None takes `$RANK`. Ranks above 0 get a run that records nothing.
+
+    Returns:
+        The run: a context manager; an exception marks it FAILED and is raised again. With tracking off, a run whose
+        calls do nothing.
+
+    Blocking: a few milliseconds; no backend is asked. The uploader is started as a separate process.
+
+    Raises:
+        ConfigurationError: Unknown backend or option, missing package, broken plugin, unwritable directory.
+    """
+    working = Path.cwd()
+    given = {"project": project, "name": name, "description": description, "tags": tags, "dir": dir, "on_error": on_error}
+    from_file = _settings.read_file(working)
+    for key, value in given.items():
+        if value is not None:
+            from_file[key] = value
+    names = _settings.choose(tracker, from_file)
+    all_options = _merged_options(from_file.get("options") or {}, options or {})
+    effective: OnError = from_file.get("on_error") or "warn"
+    if effective not in {"warn", "raise"}:
+        raise ConfigurationError(f"on_error must be 'warn' or 'raise', not {effective!r}")
+    checked, secrets = _check_backends(names, all_options)
+    info = RunInfo(
+        id=id or new_run_id(),
+        project=from_file.get("project"),
+        name=from_file.get("name"),
+        description=from_file.get("description"),
+        tags={str(key): mask_text(str(value)) for key, value in (from_file.get("tags") or {}).items()},
+        created_ms=now_ms(),
+        cwd=str(working),
+        command=mask_command([sys.executable, *sys.argv]),
+        backends=checked,
+    )
+    if not names or (process_rank() if rank is None else rank) > 0:
+        return Run(info, None, None, None, effective)
+    parent = Path(from_file.get("dir") or working).absolute() / PARENT
+    return _open(info, parent, working, secrets, effective, config)
+
+
+def _open(
+    info: RunInfo,
+    parent: Path,
+    working: Path,
+    secrets: dict[str, str],
+    on_error: OnError,
+    config: Mapping[str, Any] | None,
+) -> Run:
+    if os.name == "nt":
+        raise ConfigurationError("recording is not supported on Windows yet; tracker='off' lets the training run")
+    directory = RunDirectory(parent / info.id)
+    try:
+        info = _continued(directory, info)
+        directory.create(info)
+        if not directory.lock_writer():
+            raise ConfigurationError(
+                f"run {info.id} in {directory.path} is being written by another process; use another dir or id"
+            )
+        journal = Journal(directory.journal)
+    except OSError as error:
+        raise ConfigurationError(f"run directory {directory.path} cannot be written: {error}") from error
+    uploader = UploaderProcess(directory.path, directory.uploader_log, working, secrets)
+    run = Run(info, directory, journal, uploader, on_error)
+    journal.append(
+        Started(now_ms(), journal.attempt, os.getpid(), info.name, info.description, info.tags)
+    )
+    try:
+        uploader.start()
+    except OSError as error:
+        say(f"the uploader cannot be started ({error}); everything is kept in {directory.path}")
+    environment = Environment.collect()
+    run.log_params({**environment.params(), **(config or {})})
+    run.set_tags(environment.tags())
+    atexit.register(run.finish_at_exit)
+    _announce(info, directory)
+    _deliver_leftovers(parent, info.id, working, secrets)
+    return run
+
+
+def _continued(directory: RunDirectory, info: RunInfo) -> RunInfo:
+    """A run that goes on keeps what is fixed about it; backends may be added."""
+    try:
+        before = directory.info()
+    except (FileNotFoundError, msgspec.MsgspecError):
+        return info
+    return msgspec.structs.replace(
+        info,
+        project=before.project,
+        name=info.name or before.name,
+        description=info.description or before.description,
+        tags={**before.tags, **info.tags},
+        created_ms=before.created_ms,
+        backends={**before.backends, **info.backends},
+    )
+
+
+def _check_backends(
+    names: Sequence[str], options: Mapping[str, Mapping[str, Any]]
+) -> tuple[dict[str, dict[str, Any]], dict[str, str]]:
+    from unified_tracker import _plugins  # pluggy and the metadata of all distributions: not at import
+
+    checked: dict[str, dict[str, Any]] = {}
+    secrets: dict[str, str] = {}
+    backends = {name: _plugins.load(name) for name in names}
+    for name in options:
+        if name not in backends and name not in _plugins.installed():
+            raise ConfigurationError(f"options for {name!r}, which is no installed backend: {', '.join(_plugins.installed())}")
+    for name, backend in backends.items():
+        _plugins.require(backend)
+        own = backend.check(dict(options.get(name, {})))
+        for key, value in own.items():
+            if isinstance(value, str):
+                own[key], user, password = split_userinfo(value)
+                if user is not None:
+                    secrets[f"{name.upper()}_TRACKING_USERNAME"] = user
+                    secrets[f"{name.upper()}_TRACKING_PASSWORD"] = password or ""
+        checked[name] = own
+    return checked, secrets
+
+
+def _merged_options(*sources: object) -> dict[str, dict[str, Any]]:
+    merged: dict[str, dict[str, Any]] = {}
+    for source in sources:
+        if not isinstance(source, Mapping) or not all(isinstance(value, Mapping) for value in source.values()):
+            raise ConfigurationError(f"options must map a backend's name to its options, not {source!r}")
+        for name, values in source.items():
+            merged.setdefault(str(name), {}).update(values)
+    return merged
+
+
+def _announce(info: RunInfo, directory: RunDirectory) -> None:
+    label = f"{info.name!r} " if info.name else ""
+    project = f" in {info.project!r}" if info.project else ""
+    where = "; ".join(
+        f"{backend} ({', '.join(f'{key}={value}' for key, value in options.items() if value)})"
+        if any(options.values())
+        else backend
+        for backend, options in info.backends.items()
+    )
+    say(f"run {label}{info.id}{project} -> {where}; journal in {shlex.quote(str(directory.path))}")
+
+
+def _deliver_leftovers(parent: Path, running: str, working: Path, secrets: dict[str, str]) -> None:
+    """Start the uploader for earlier runs in the same folder that a crash has left undelivered."""
+    for directory in find_runs(parent):
+        if directory.path.name == running:
+            continue
+        states = [directory.lane_state(backend) for backend in directory.info().backends]
+        if any(state is None or not state.done for state in states):
+            leftover = UploaderProcess(directory.path, directory.uploader_log, working, secrets)
+            try:
+                leftover.start()
+            finally:
+                leftover.forget()

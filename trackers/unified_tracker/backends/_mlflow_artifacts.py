@@ -1,0 +1,235 @@
+"""Files in MLflow: media, plain files, versioned artifacts, and checkpoints as LoggedModels."""
+
+from __future__ import annotations
+
+import hashlib
+import posixpath
+import re
+import shutil
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Final
+
+import msgspec
+import mlflow
+import numpy as np
+from mlflow.entities import LoggedModel, LoggedModelOutput, Metric
+from PIL import Image
+
+from unified_tracker._digest import files_digest
+from unified_tracker._journal import Entry
+from unified_tracker._records import Artifact, Media
+
+PREFIX: Final = "unified_tracker."
+DIGEST_TAG: Final = PREFIX + "digest"
+ALIAS_TAG: Final = PREFIX + "alias."
+VERSION_TAG: Final = PREFIX + "version"
+TABLES_TAG: Final = "mlflow.loggedArtifacts"
+IMAGES_TAG: Final = "mlflow.loggedImages"
+THUMBNAIL: Final = 256
+
+
+class Version(msgspec.Struct):
+    """One version of an artifact, as `versions.json` lists it."""
+
+    version: int
+    digest: str
+    type: str
+    files: dict[str, str]
+    aliases: list[str]
+    metadata: dict[str, Any]
+    logged_ms: int
+
+
+class MlflowArtifacts:
+    """Everything of one run that is a file."""
+
+    def __init__(self, client: mlflow.MlflowClient, run_dir: Path) -> None:
+        self._client = client
+        self._scratch = run_dir / "scratch"
+        self._experiment = self._run_id = ""
+
+    def open(self, experiment: str, run_id: str) -> None:
+        """Set the run."""
+        self._experiment, self._run_id = experiment, run_id
+
+    def write_file(self, path: str, content: bytes) -> None:
+        """Store bytes under a path of the run; the same path again replaces them."""
+        with self._folder() as folder:
+            local = folder / posixpath.basename(path)
+            local.write_bytes(content)
+            self._client.log_artifact(self._run_id, str(local), posixpath.dirname(path) or None)
+
+    def log_files(self, files: Mapping[str, Path]) -> None:
+        """Plain files of the run, under their own names."""
+        for name, path in files.items():
+            self._put(name, path)
+
+    def log_media(self, sequence: int, record: Media, name: str, file: Path) -> None:
+        """Pictures where MLflow's image grid finds them, tables where its table view does, the rest as files."""
+        step = record.step or 0
+        stem = f"{name}/step_{step:09d}"
+        if record.form == "array":
+            self._log_image(sequence, record, name, step, np.load(file, allow_pickle=False))
+        elif record.form == "table":
+            path = f"tables/{stem}.json"
+            self.write_file(path, file.read_bytes())
+            self._extend_tag(TABLES_TAG, {"path": path, "type": "table"})
+        else:
+            folder = "texts" if record.form == "text" else "figures"
+            self.write_file(f"{folder}/{stem}{Path(record.file.path).suffix}", file.read_bytes())
+
+    def log_version(self, sequence: int, record: Artifact, files: Mapping[str, Path]) -> None:
+        """A versioned artifact: `<name>/v<k>/...` with `<name>/versions.json`. Content that is there is not sent again."""
+        assert record.name is not None  # noqa: S101 -- the tracker sorts
+        digest, each = files_digest(files)
+        versions = self._versions(record.name)
+        found = next((version for version in versions if version.digest == digest), None)
+        if found is None:
+            found = Version(len(versions), digest, record.type, each, [], dict(record.metadata), record.ts)
+            for name, path in files.items():
+                self._put(f"{record.name}/v{found.version}/{name}", path)
+            versions.append(found)
+        for alias in dict.fromkeys(("latest", *record.aliases)):
+            for other in versions:
+                if alias in other.aliases:
+                    other.aliases.remove(alias)
+            found.aliases.append(alias)
+        self.write_file(f"{record.name}/versions.json", msgspec.json.format(msgspec.json.encode(versions), indent=2))
+
+    def log_model(self, record: Artifact, metrics: Mapping[str, float], files: Mapping[str, Path]) -> None:
+        """A checkpoint as a LoggedModel: metadata as params and tags, metrics bound to it, aliases as tags.
+
+        The model becomes READY after its files are complete. The same bytes again only move aliases and add metrics.
+        """
+        assert record.name is not None  # noqa: S101 -- the tracker sorts
+        digest, each = files_digest(files)
+        models = self._models(record.name)
+        model = next((model for model in models if model.tags.get(DIGEST_TAG) == digest), None)
+        if model is None:
+            model = self._new_model(record, digest, each, len(models))
+        if str(model.status) != "READY":
+            with self._folder() as folder:
+                for name, path in files.items():
+                    local = folder / name
+                    local.parent.mkdir(parents=True, exist_ok=True)
+                    _link(path, local)
+                self._client.log_model_artifacts(model.model_id, str(folder))
+            self._client.finalize_logged_model(model.model_id, "READY")
+        self._client.log_outputs(self._run_id, [LoggedModelOutput(model.model_id, record.step or 0)])
+        self._bind_metrics(model.model_id, record, metrics)
+        self._move_aliases(model, models, ("latest", *record.aliases))
+
+    # ---- inside ------------------------------------------------------------------------------------------------
+
+    def _new_model(self, record: Artifact, digest: str, each: Mapping[str, str], version: int) -> LoggedModel:
+        metadata = {"step": record.step, "epoch": record.epoch, **record.metadata}
+        return self._client.create_logged_model(
+            self._experiment,
+            name=record.name,
+            source_run_id=self._run_id,
+            tags={
+                DIGEST_TAG: digest,
+                VERSION_TAG: f"v{version}",
+                PREFIX + "files": msgspec.json.encode(each).decode()[:5000],
+            },
+            params={key: str(value)[:6000] for key, value in metadata.items() if value is not None},
+            model_type="checkpoint",
+        )
+
+    def _models(self, name: str) -> list[LoggedModel]:
+        """All versions that this run has made, oldest first."""
+        models: list[LoggedModel] = []
+        token: str | None = None
+        while True:
+            page = self._client.search_logged_models(
+                [self._experiment], filter_string=f"name = '{name}'", max_results=100, page_token=token
+            )
+            models += [model for model in page if model.source_run_id == self._run_id]
+            token = page.token
+            if not token:
+                return sorted(models, key=lambda model: model.creation_timestamp)
+
+    def _bind_metrics(self, model_id: str, record: Artifact, metrics: Mapping[str, float]) -> None:
+        """Metrics of exactly this model. The store adds them to the run as well, so the run's own row is repeated."""
+        step = record.step or 0
+        rows = []
+        for key, value in metrics.items():
+            mine = [row for row in self._history(key) if row.step == step and row.value == value]
+            rows.append(Metric(key, value, mine[-1].timestamp if mine else record.ts, step, model_id=model_id))
+        for start in range(0, len(rows), 1000):
+            self._client.log_batch(self._run_id, metrics=rows[start : start + 1000])
+
+    def _history(self, key: str) -> list[Metric]:
+        return list(self._client.get_metric_history(self._run_id, key))
+
+    def _move_aliases(self, model: LoggedModel, models: list[LoggedModel], aliases: tuple[str, ...]) -> None:
+        """Set first, take away afterwards: a crash in between leaves an alias twice for a moment, never nowhere."""
+        tags = {ALIAS_TAG + re.sub(r"[^\w.\-]", "_", alias): "true" for alias in aliases}
+        self._client.set_logged_model_tags(model.model_id, tags)
+        for other in models:
+            for tag in tags:
+                if other.model_id != model.model_id and tag in other.tags:
+                    self._client.delete_logged_model_tag(other.model_id, tag)
+
+    def _versions(self, name: str) -> list[Version]:
+        listed = {item.path for item in self._client.list_artifacts(self._run_id, name)}
+        if f"{name}/versions.json" not in listed:
+            return []
+        with self._folder() as folder:
+            local = self._client.download_artifacts(self._run_id, f"{name}/versions.json", str(folder))
+            return msgspec.json.decode(Path(local).read_bytes(), type=list[Version])
+
+    def _log_image(self, sequence: int, record: Media, name: str, step: int, pixels: Any) -> None:
+        """As `MlflowClient.log_image` stores it, but under a name that is the same for every try."""
+        image = Image.fromarray(pixels.squeeze())
+        unique = hashlib.md5(f"{self._run_id}/{sequence}".encode(), usedforsecurity=False).hexdigest()
+        unique = "-".join((unique[:8], unique[8:12], unique[12:16], unique[16:20], unique[20:]))
+        stem = f"{name.replace('/', '~')}+step+{step}+timestamp+{record.ts}+{unique}"
+        thumbnail = image.copy()
+        thumbnail.thumbnail((THUMBNAIL, THUMBNAIL))
+        with self._folder() as folder:
+            image.save(folder / f"{stem}.png")
+            thumbnail.save(folder / f"{stem}+compressed.webp")
+            self._client.log_artifacts(self._run_id, str(folder), "images")
+        self._client.set_tag(self._run_id, IMAGES_TAG, "True")
+
+    def _extend_tag(self, key: str, item: dict[str, str]) -> None:
+        items = msgspec.json.decode(self._client.get_run(self._run_id).data.tags.get(key, "[]"))
+        if item not in items:
+            text = msgspec.json.encode([*items, item]).decode()
+            if len(text) <= 5000:  # the oldest limit of a tag; the files are there in any case
+                self._client.set_tag(self._run_id, key, text)
+
+    def _put(self, name: str, path: Path) -> None:
+        """One file under its name in the artifact; the staged file has another one."""
+        with self._folder() as folder:
+            local = folder / posixpath.basename(name)
+            _link(path, local)
+            self._client.log_artifact(self._run_id, str(local), posixpath.dirname(name) or None)
+
+    def _folder(self) -> _Scratch:
+        return _Scratch(self._scratch)
+
+
+class _Scratch:
+    """A folder for the time of one upload, on the same file system as the staged files."""
+
+    def __init__(self, parent: Path) -> None:
+        self._parent = parent
+
+    def __enter__(self) -> Path:
+        self._parent.mkdir(exist_ok=True)
+        self._path = Path(tempfile.mkdtemp(dir=self._parent))
+        return self._path
+
+    def __exit__(self, *_: object) -> None:
+        shutil.rmtree(self._path, ignore_errors=True)
+
+
+def _link(source: Path, target: Path) -> None:
+    try:
+        target.hardlink_to(source)
+    except OSError:
+        shutil.copyfile(source, target)
