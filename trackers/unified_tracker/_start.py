@@ -7,6 +7,7 @@ import os
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,7 @@ def start_run(
     project: str | None = None,
     name: str | None = None,
     description: str | None = None,
-    tags: Mapping[str, Any] | None = None,
+    tags: Mapping[str, Any] | Sequence[str] | None = None,
     config: Mapping[str, Any] | None = None,
     dir: str | Path | None = None,  # noqa: A002 -- fixed name, the same as W&B's
     options: Mapping[str, Mapping[str, Any]] | None = None,
@@ -62,72 +63,138 @@ def start_run(
     Raises:
         ConfigurationError: Unknown backend or option, missing package, broken plugin, unwritable directory.
     """
-    working = Path.cwd()
-    given = {"project": project, "name": name, "description": description, "tags": tags, "dir": dir, "on_error": on_error}
-    from_file = _settings.read_file(working)
-    for key, value in given.items():
-        if value is not None:
-            from_file[key] = value
-    names = _settings.choose(tracker, from_file)
-    all_options = _merged_options(from_file.get("options") or {}, options or {})
-    effective: OnError = from_file.get("on_error") or "warn"
-    if effective not in {"warn", "raise"}:
-        raise ConfigurationError(f"on_error must be 'warn' or 'raise', not {effective!r}")
-    checked, secrets = _check_backends(names, all_options)
-    info = RunInfo(
-        id=id or new_run_id(),
-        project=from_file.get("project"),
-        name=from_file.get("name"),
-        description=from_file.get("description"),
-        tags={str(key): mask_text(str(value)) for key, value in (from_file.get("tags") or {}).items()},
-        created_ms=now_ms(),
-        cwd=str(working),
-        command=mask_command([sys.executable, *sys.argv]),
-        backends=checked,
+    settings = RunSettings.resolve(
+        tracker,
+        project=project,
+        name=name,
+        description=description,
+        tags=tags,
+        dir=dir,
+        options=options,
+        on_error=on_error,
     )
-    if not names or (process_rank() if rank is None else rank) > 0:
-        return Run(info, None, None, None, effective)
-    parent = Path(from_file.get("dir") or working).absolute() / PARENT
-    return _open(info, parent, working, secrets, effective, config)
+    return settings.open(config=config, id=id, rank=rank)
 
 
-def _open(
-    info: RunInfo,
-    parent: Path,
-    working: Path,
-    secrets: dict[str, str],
-    on_error: OnError,
-    config: Mapping[str, Any] | None,
-) -> Run:
-    if os.name == "nt":
-        raise ConfigurationError("recording is not supported on Windows yet; tracker='off' lets the training run")
-    directory = RunDirectory(parent / info.id)
-    try:
-        info = _continued(directory, info)
-        directory.create(info)
-        if not directory.lock_writer():
-            raise ConfigurationError(
-                f"run {info.id} in {directory.path} is being written by another process; use another dir or id"
-            )
-        journal = Journal(directory.journal)
-    except OSError as error:
-        raise ConfigurationError(f"run directory {directory.path} cannot be written: {error}") from error
-    uploader = UploaderProcess(directory.path, directory.uploader_log, working, secrets)
-    run = Run(info, directory, journal, uploader, on_error)
-    journal.append(
-        Started(now_ms(), journal.attempt, os.getpid(), info.name, info.description, info.tags)
-    )
-    try:
-        uploader.start()
-    except OSError as error:
-        say(f"the uploader cannot be started ({error}); everything is kept in {directory.path}")
-    environment = Environment.collect()
-    run.log_params({**environment.params(), **(config or {})})
-    run.set_tags(environment.tags())
-    atexit.register(run.finish_at_exit)
-    _announce(info, directory)
-    _deliver_leftovers(parent, info.id, working, secrets)
-    return run
+@dataclass(frozen=True)
+class RunSettings:
+    """Everything that `start_run` decides before it opens anything.
+
+    Adapters resolve on every rank, where a wrong configuration ends every process alike, and open on rank 0.
+
+    Attributes:
+        backends: Backend name to checked options; empty means that tracking is off.
+        secrets: Credentials taken out of URIs, for the uploader's environment only.
+    """
+
+    working: Path
+    parent: Path
+    project: str | None
+    name: str | None
+    description: str | None
+    tags: dict[str, str]
+    on_error: OnError
+    backends: dict[str, dict[str, Any]]
+    secrets: dict[str, str] = field(repr=False)
+
+    @classmethod
+    def resolve(
+        cls,
+        tracker: _settings.TrackerChoice = None,
+        *,
+        options: Mapping[str, Mapping[str, Any]] | None = None,
+        **given: Any,
+    ) -> RunSettings:
+        """Settle the arguments of `start_run` with the environment and `tracker.yaml`. Opens nothing.
+
+        Raises:
+            ConfigurationError: As `start_run`.
+        """
+        working = Path.cwd()
+        values = _settings.read_file(working)
+        values.update({key: value for key, value in given.items() if value is not None})
+        names = _settings.choose(tracker, values)
+        on_error = values.get("on_error") or "warn"
+        if on_error not in {"warn", "raise"}:
+            raise ConfigurationError(f"on_error must be 'warn' or 'raise', not {on_error!r}")
+        backends, secrets = _check_backends(names, _merged_options(values.get("options") or {}, options or {}))
+        return cls(
+            working=working,
+            parent=Path(values.get("dir") or working).absolute() / PARENT,
+            project=values.get("project"),
+            name=values.get("name"),
+            description=values.get("description"),
+            tags=_tags(values.get("tags")),
+            on_error=on_error,
+            backends=backends,
+            secrets=secrets,
+        )
+
+    def open(
+        self,
+        *,
+        config: Mapping[str, Any] | None = None,
+        id: str | None = None,  # noqa: A002 -- as in `start_run`
+        rank: int | None = None,
+    ) -> Run:
+        """Make the run directory, start the uploader, return the run.
+
+        Raises:
+            ConfigurationError: The directory cannot be written, or another process writes to this run.
+        """
+        info = RunInfo(
+            id=id or new_run_id(),
+            project=self.project,
+            name=self.name,
+            description=self.description,
+            tags=self.tags,
+            created_ms=now_ms(),
+            cwd=str(self.working),
+            command=mask_command([sys.executable, *sys.argv]),
+            backends=self.backends,
+        )
+        if not self.backends or (process_rank() if rank is None else rank) > 0:
+            return Run(info, None, None, None, self.on_error)
+        if os.name == "nt":
+            raise ConfigurationError("recording is not supported on Windows yet; tracker='off' lets the training run")
+        directory = RunDirectory(self.parent / info.id)
+        try:
+            info = _continued(directory, info)
+            directory.create(info)
+            if not directory.lock_writer():
+                raise ConfigurationError(
+                    f"run {info.id} in {directory.path} is being written by another process; use another dir or id"
+                )
+            journal = Journal(directory.journal)
+        except OSError as error:
+            raise ConfigurationError(f"run directory {directory.path} cannot be written: {error}") from error
+        uploader = UploaderProcess(directory.path, directory.uploader_log, self.working, self.secrets)
+        run = Run(info, directory, journal, uploader, self.on_error)
+        journal.append(Started(now_ms(), journal.attempt, os.getpid(), info.name, info.description, info.tags))
+        try:
+            uploader.start()
+        except OSError as error:
+            say(f"the uploader cannot be started ({error}); everything is kept in {directory.path}")
+        environment = Environment.collect()
+        run.log_params({**environment.params(), **(config or {})})
+        run.set_tags(environment.tags())
+        atexit.register(run.finish_at_exit)
+        _announce(info, directory)
+        self._deliver_leftovers(info.id)
+        return run
+
+    def _deliver_leftovers(self, running: str) -> None:
+        """Start the uploader for earlier runs in the same folder that a crash has left undelivered."""
+        for directory in find_runs(self.parent):
+            if directory.path.name == running:
+                continue
+            states = [directory.lane_state(backend) for backend in directory.info().backends]
+            if any(state is None or not state.done for state in states):
+                leftover = UploaderProcess(directory.path, directory.uploader_log, self.working, self.secrets)
+                try:
+                    leftover.start()
+                finally:
+                    leftover.forget()
 
 
 def _continued(directory: RunDirectory, info: RunInfo) -> RunInfo:
@@ -193,15 +260,13 @@ def _announce(info: RunInfo, directory: RunDirectory) -> None:
     say(f"run {label}{info.id}{project} -> {where}; journal in {shlex.quote(str(directory.path))}")
 
 
-def _deliver_leftovers(parent: Path, running: str, working: Path, secrets: dict[str, str]) -> None:
-    """Start the uploader for earlier runs in the same folder that a crash has left undelivered."""
-    for directory in find_runs(parent):
-        if directory.path.name == running:
-            continue
-        states = [directory.lane_state(backend) for backend in directory.info().backends]
-        if any(state is None or not state.done for state in states):
-            leftover = UploaderProcess(directory.path, directory.uploader_log, working, secrets)
-            try:
-                leftover.start()
-            finally:
-                leftover.forget()
+def _tags(given: object) -> dict[str, str]:
+    """Tags as a mapping; a list of words, as W&B takes it, becomes words with empty values."""
+    if given is None:
+        return {}
+    if isinstance(given, Mapping):
+        return {str(key): mask_text(str(value)) for key, value in given.items()}
+    if isinstance(given, Sequence):
+        words = [given] if isinstance(given, str) else given
+        return {str(word): "" for word in words}
+    raise ConfigurationError(f"tags must be a mapping or a list of words, not {given!r}")

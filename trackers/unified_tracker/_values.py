@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from unified_tracker._records import Number
@@ -64,7 +64,7 @@ def plain(value: object, depth: int = 0) -> Any:
         return "..."
     if isinstance(value, Mapping):
         return {str(key): plain(inner, depth + 1) for key, inner in value.items()}
-    if isinstance(value, (list, tuple)):
+    if isinstance(value, Sequence) and not isinstance(value, (bytes, bytearray)):
         return [plain(inner, depth + 1) for inner in value]
     if isinstance(value, (set, frozenset)):
         return [plain(inner, depth + 1) for inner in sorted(value, key=repr)]

@@ -1,0 +1,252 @@
+"""The training session: the one pipeline behind every framework adapter.
+
+An adapter translates its framework's callbacks into these events and knows no backend; the session knows no framework.
+Nothing in here waits: an event costs the calls to `Run` that it makes.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+import tempfile
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Concatenate, Final, ParamSpec, TypeVar
+
+import msgspec
+
+from unified_tracker._console import say
+from unified_tracker._errors import ConfigurationError
+from unified_tracker._run import Run, reason_of, status_of
+from unified_tracker._start import RunSettings
+
+__all__ = ["CheckpointFile", "Evaluation", "RunSettings", "TrainingSession", "guarded"]
+
+P = ParamSpec("P")
+S = TypeVar("S")
+LARGEST_FILE: Final = 256 << 20
+EVALUATIONS_FILE: Final = "evaluation-results.json"
+_said: set[str] = set()
+
+
+def guarded(method: Callable[Concatenate[S, P], None]) -> Callable[Concatenate[S, P], None]:
+    """A callback of an adapter: whatever goes wrong in it is said once and never ends the training.
+
+    A `ConfigurationError` passes: it is raised before training, on purpose.
+    """
+
+    @functools.wraps(method)
+    def call(self: S, *args: P.args, **kwargs: P.kwargs) -> None:
+        try:
+            method(self, *args, **kwargs)
+        except ConfigurationError:
+            raise
+        except Exception as error:  # noqa: BLE001 -- promise 3: tracking never ends a training
+            key = f"{method.__qualname__}:{type(error).__name__}"
+            if key not in _said:
+                _said.add(key)
+                say(f"{method.__qualname__} failed, training goes on: {type(error).__name__}: {error}")
+
+    return call
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What one evaluation found.
+
+    Attributes:
+        step: Completed optimiser iterations.
+        epoch: Completed epochs, or None where there are none.
+        own: Metrics under the framework's own names and units.
+        canonical: The same under the canonical names ("val/bbox/mAP", 0 to 1); not-applicable values left out.
+        headline: The metrics by which a checkpoint can be best, most important first, under names for aliases:
+            {"bbox.AP": 41.2, "bbox.mAP": 0.412} allows the aliases "best-bbox.AP" and "best-bbox.mAP".
+        per_class: Task to rows of (category, AP from 0 to 1 or None).
+    """
+
+    step: int
+    epoch: float | None
+    own: Mapping[str, float]
+    canonical: Mapping[str, float]
+    headline: Mapping[str, float] = field(default_factory=dict)
+    per_class: Mapping[str, list[tuple[str, float | None]]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class CheckpointFile:
+    """A checkpoint that the framework has written.
+
+    Attributes:
+        path: File or folder.
+        step: Completed optimiser iterations at the time of saving.
+        epoch: Completed epochs, or None.
+        alias: "epoch_3" or "iter_300".
+        best_only: The framework keeps this file as its best; it is used only if no regular file has the same step.
+    """
+
+    path: Path
+    step: int
+    epoch: float | None
+    alias: str
+    best_only: bool = False
+
+
+class TrainingSession:
+    """One training, from its first event to its last. Rank 0 only; adapters guard, the session does not."""
+
+    def __init__(
+        self,
+        run: Run,
+        *,
+        log_checkpoint: bool = True,
+        log_checkpoint_metadata: bool = True,
+        best_metric: str | None = None,
+        framework_names: bool = True,
+    ) -> None:
+        """Set what is recorded.
+
+        Args:
+            run: Where to.
+            log_checkpoint: Record checkpoints.
+            log_checkpoint_metadata: Bind the metrics of the same step to each.
+            best_metric: The metric that decides the alias "best": a headline name, with "/" or "."; None takes the
+                first headline metric of the first evaluation. Names with "loss" or "error" are better when smaller.
+            framework_names: Record the framework's own names beside the canonical ones.
+        """
+        self.run = run
+        self._log_checkpoint, self._with_metadata = log_checkpoint, log_checkpoint_metadata
+        self._best_metric = best_metric.replace("/", ".") if best_metric else None
+        self._framework_names = framework_names
+        self._pending: dict[int, CheckpointFile] = {}
+        self._logged_steps: set[int] = set()
+        self._evaluations: dict[int, Evaluation] = {}
+        self._best: dict[str, float] = {}
+        run.unfinished_status = "FAILED"  # until the adapter says how the training ended
+
+    def state(self) -> dict[str, Any]:
+        """What travels in the framework's checkpoint, so that a resumed training goes on as the same run."""
+        return {"run_id": self.run.id, "best": dict(self._best), "best_metric": self._best_metric}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Take over what an earlier process left: the best values so far."""
+        self._best.update(state.get("best", {}))
+        self._best_metric = self._best_metric or state.get("best_metric")
+
+    def training_started(self, config: Mapping[str, Any], effective: Mapping[str, Any]) -> None:
+        """Record the whole configuration, and the values that hold after defaults, scaling and launching."""
+        self.run.log_params({**config, "effective": dict(effective)})
+
+    def step_ended(
+        self, step: int, epoch: float | None, own: Mapping[str, Any], canonical: Mapping[str, Any]
+    ) -> None:
+        """Record the scalars of a step; the adapter decides at which steps."""
+        values = {**own, **canonical} if self._framework_names else dict(canonical)
+        if epoch is not None:
+            values["epoch"] = epoch
+        self.run.log_metrics(values, step)
+
+    def evaluation_ended(self, evaluation: Evaluation, *, split: str = "val") -> None:
+        """Record an evaluation: scalars on the training's axis, AP per class as a table."""
+        self.step_ended(evaluation.step, evaluation.epoch, evaluation.own, evaluation.canonical)
+        for task, rows in evaluation.per_class.items():
+            self.run.log_table(f"{split}/{task}/per_class", ["category", "AP"], rows, evaluation.step)
+        self._evaluations[evaluation.step] = evaluation
+
+    def checkpoint_saved(self, checkpoint: CheckpointFile) -> None:
+        """Remember a checkpoint. It is recorded by `settle`, when nobody writes to the file any more."""
+        if not self._log_checkpoint or checkpoint.step in self._logged_steps:
+            return
+        known = self._pending.get(checkpoint.step)
+        if known is None or known.best_only:
+            self._pending[checkpoint.step] = checkpoint
+
+    @property
+    def unsettled(self) -> bool:
+        """True while checkpoints wait for `settle`."""
+        return bool(self._pending)
+
+    def settle(self, *, before_step: int | None = None) -> None:
+        """Record the checkpoints that are complete: all, or those saved before a step."""
+        for step in sorted(self._pending):
+            if before_step is not None and step >= before_step:
+                continue
+            checkpoint = self._pending.pop(step)
+            if not checkpoint.path.exists():
+                say(f"checkpoint {checkpoint.path} was deleted before it had settled; it is not recorded")
+                continue
+            evaluation = self._evaluations.get(step)
+            metrics: dict[str, float] = {}
+            if evaluation is not None and self._with_metadata:
+                own = evaluation.own if self._framework_names else {}
+                metrics = {**own, **evaluation.canonical}
+            aliases = (checkpoint.alias, *self._best_aliases(evaluation))
+            self.run.log_checkpoint(checkpoint.path, step, checkpoint.epoch, metrics, aliases)
+            self._logged_steps.add(step)
+
+    def training_ended(
+        self, error: BaseException | None, files: Iterable[Path] = (), *, keep_open: bool = False
+    ) -> None:
+        """Record what is left, the files that belong to the run, and how it ended.
+
+        Args:
+            error: What ended the training early; None if it ran to its end.
+            files: Configuration, logs, results. What is larger than 256 MiB stays where it is, with one line.
+            keep_open: Leave the run open for what a script still wants to record; it is finished at exit.
+        """
+        self.settle()
+        for path in files:
+            if path.is_file() and path.stat().st_size <= LARGEST_FILE:
+                self.run.log_artifact(path)
+            elif path.is_file():
+                say(f"{path} is larger than {LARGEST_FILE >> 20} MiB and is not recorded; run.log_artifact does it")
+        if self._evaluations:
+            self._log_evaluations()
+        if keep_open and error is None:
+            self.run.unfinished_status = "FINISHED"
+        else:
+            self.run.finish(status_of(error), reason_of(error))
+
+    def _best_aliases(self, evaluation: Evaluation | None) -> list[str]:
+        if evaluation is None:
+            return []
+        aliases = []
+        values = {name: value for name, value in evaluation.headline.items() if math.isfinite(value)}
+        if self._best_metric is None and values:
+            self._best_metric = next(iter(values))
+        if self._best_metric is not None and self._best_metric not in values:
+            values.update(_named(self._best_metric, evaluation))
+        for name, value in values.items():
+            smaller_is_better = "loss" in name.lower() or "error" in name.lower()
+            best = self._best.get(name)
+            if best is None or (value < best if smaller_is_better else value > best):
+                self._best[name] = value
+                aliases.append(f"best-{name}")
+                if name == self._best_metric:
+                    aliases.insert(0, "best")
+        return aliases
+
+    def _log_evaluations(self) -> None:
+        content = [
+            {
+                "step": evaluation.step,
+                "epoch": evaluation.epoch,
+                "metrics": dict(evaluation.own),
+                "canonical": dict(evaluation.canonical),
+                "per_class": {task: dict(rows) for task, rows in evaluation.per_class.items()},
+            }
+            for _, evaluation in sorted(self._evaluations.items())
+        ]
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / EVALUATIONS_FILE
+            path.write_bytes(msgspec.json.format(msgspec.json.encode(content), indent=2))
+            self.run.log_artifact(path)
+
+
+def _named(metric: str, evaluation: Evaluation) -> dict[str, float]:
+    """The value of a metric that the user named, with "." for "/", if the evaluation has it."""
+    for source in (evaluation.own, evaluation.canonical):
+        for name, value in source.items():
+            if metric in {name.replace("/", "."), name.removeprefix("val/").replace("/", ".")}:
+                return {metric: float(value)} if math.isfinite(value) else {}
+    return {}
