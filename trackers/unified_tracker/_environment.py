@@ -61,17 +61,16 @@ class Environment(msgspec.Struct, frozen=True):
 
     def params(self) -> dict[str, Any]:
         """As run parameters, below `env`."""
-        return {
-            "env": {
-                "python": self.python,
-                "packages": self.packages,
-                "cuda": self.cuda,
-                "git": self.git,
-                "host": self.host,
-                "command": self.command,
-                "world_size": self.world_size,
-            }
+        facts = {
+            "python": self.python,
+            "packages": self.packages,
+            "cuda": self.cuda,
+            "git": self.git,
+            "host": self.host,
+            "command": self.command,
+            "world_size": self.world_size,
         }
+        return {"env": {key: value for key, value in facts.items() if value not in ({}, "")}}
 
     def tags(self) -> dict[str, str]:
         """As run tags; the names that MLflow's own pages show are used where there are such."""

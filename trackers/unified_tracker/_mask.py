@@ -21,6 +21,7 @@ PATTERNS: Final = re.compile(
     r"|(?<=[?&]token=)[^&\s]+|(?<=Bearer )[A-Za-z0-9._~+/-]{8,}=*"
     r"|-----BEGIN [A-Z ]*PRIVATE KEY-----[\s\S]*?-----END [A-Z ]*PRIVATE KEY-----"
 )
+ASSIGNMENT: Final = re.compile(r"([\w.\-]+)([\"']?[ \t]*[:=][ \t]*)([\"']?)([^\s\"',(){}\[\]]+)\3")
 _salt: Final = secrets.token_bytes(16)
 
 
@@ -57,6 +58,16 @@ def mask_command(arguments: list[str]) -> list[str]:
         else:
             result.append(mask_text(argument))
     return result
+
+
+def mask_source(text: str) -> str:
+    """A YAML or Python configuration with the values of credential keys masked; everything else stays as it is."""
+
+    def assignment(match: re.Match[str]) -> str:
+        key, between, quote, value = match.groups()
+        return f"{key}{between}{quote}{masked(value)}{quote}" if is_secret_name(key) else match.group()
+
+    return mask_text(ASSIGNMENT.sub(assignment, text))
 
 
 def is_secret_name(key: str) -> bool:

@@ -284,6 +284,12 @@ class Run:
         )
         self._append(record)
 
+    @_call
+    def _log_file(self, name: str, content: bytes) -> None:
+        """A plain file of the run whose content exists in memory only. For the training session."""
+        assert self._staging is not None  # noqa: S101 -- `_call` has checked `active`
+        self._append(Artifact(now_ms(), None, "file", (self._staging.write(name, content),)))
+
     # ---- the end -----------------------------------------------------------------------------------------------
 
     def finish(self, status: Status = "FINISHED", reason: str | None = None, timeout_s: float = 30.0) -> bool:

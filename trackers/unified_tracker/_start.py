@@ -130,6 +130,11 @@ class RunSettings:
             secrets=secrets,
         )
 
+    def latest_run(self) -> str | None:
+        """Identity of the newest run in the same folder; None if there is none. For frameworks that lost it."""
+        runs = [directory.path.name for directory in find_runs(self.parent)]
+        return runs[-1] if runs else None
+
     def open(
         self,
         *,

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import functools
 import math
-import tempfile
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,6 +17,7 @@ import msgspec
 
 from unified_tracker._console import say
 from unified_tracker._errors import ConfigurationError
+from unified_tracker._mask import mask_source
 from unified_tracker._run import Run, reason_of, status_of
 from unified_tracker._start import RunSettings
 
@@ -133,9 +133,20 @@ class TrainingSession:
         self._best.update(state.get("best", {}))
         self._best_metric = self._best_metric or state.get("best_metric")
 
-    def training_started(self, config: Mapping[str, Any], effective: Mapping[str, Any]) -> None:
-        """Record the whole configuration, and the values that hold after defaults, scaling and launching."""
+    def training_started(
+        self, config: Mapping[str, Any], effective: Mapping[str, Any], file: tuple[str, str] | None = None
+    ) -> None:
+        """Record the configuration.
+
+        Args:
+            config: The whole of it, nested.
+            effective: The values that hold after defaults, scaling and launching: world size, seed, learning rate.
+            file: Name and text of the configuration as a file of the framework; secrets in it are masked.
+        """
         self.run.log_params({**config, "effective": dict(effective)})
+        if file is not None:
+            name, text = file
+            self.run._log_file(name, mask_source(text).encode("utf-8", "replace"))
 
     def step_ended(
         self, step: int, epoch: float | None, own: Mapping[str, Any], canonical: Mapping[str, Any]
@@ -237,10 +248,7 @@ class TrainingSession:
             }
             for _, evaluation in sorted(self._evaluations.items())
         ]
-        with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder) / EVALUATIONS_FILE
-            path.write_bytes(msgspec.json.format(msgspec.json.encode(content), indent=2))
-            self.run.log_artifact(path)
+        self.run._log_file(EVALUATIONS_FILE, msgspec.json.format(msgspec.json.encode(content), indent=2))
 
 
 def _named(metric: str, evaluation: Evaluation) -> dict[str, float]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import posixpath
 import re
 import shutil
@@ -18,7 +19,6 @@ from mlflow.entities import LoggedModel, LoggedModelOutput, Metric
 from PIL import Image
 
 from unified_tracker._digest import files_digest
-from unified_tracker._journal import Entry
 from unified_tracker._records import Artifact, Media
 
 PREFIX: Final = "unified_tracker."
@@ -156,6 +156,8 @@ class MlflowArtifacts:
         step = record.step or 0
         rows = []
         for key, value in metrics.items():
+            if not math.isfinite(value):
+                continue  # not applicable to this model; the run has it
             mine = [row for row in self._history(key) if row.step == step and row.value == value]
             rows.append(Metric(key, value, mine[-1].timestamp if mine else record.ts, step, model_id=model_id))
         for start in range(0, len(rows), 1000):

@@ -1,0 +1,13 @@
+"""Detectron2 adapter of `unified_tracker`.
+
+    cfg = get_cfg(); add_tracker_config(cfg); cfg.merge_from_file("config.yaml")
+    trainer = DefaultTrainer(cfg)
+    trainer.register_hooks([UnifiedTrackerHook(cfg)])
+"""
+
+from __future__ import annotations
+
+from unified_tracker_detectron2._config import add_tracker_config
+from unified_tracker_detectron2._hook import UnifiedTrackerHook
+
+__all__ = ["UnifiedTrackerHook", "add_tracker_config"]

@@ -1,0 +1,101 @@
+"""The configuration node `TRACKER`, and what the hook reads from a configuration."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import yaml
+from detectron2.config import CfgNode
+
+
+def add_tracker_config(cfg: CfgNode) -> None:
+    """Add the node `TRACKER` with its defaults, so that YAML files and `KEY VALUE` overrides may set it.
+
+    `BACKEND`: a name, a list of names or "off"; None leaves the choice to `$UNIFIED_TRACKER` and `tracker.yaml`.
+    `INTERVAL`: iterations between two rows of training metrics; 20 is the period of Detectron2's own writers.
+    `BEST_METRIC`: decides the alias "best", for example "bbox/AP"; None takes box AP where there are boxes.
+    `KEEP_RUN_OPEN`: leave the run open after training, for a test-set evaluation by hand.
+    """
+    node = CfgNode()
+    node.BACKEND = None
+    node.PROJECT = None
+    node.RUN_NAME = None
+    node.RUN_DESCRIPTION = None
+    node.TAGS = CfgNode(new_allowed=True)
+    node.INTERVAL = 20
+    node.LOG_CHECKPOINT = True
+    node.LOG_CHECKPOINT_METADATA = True
+    node.BEST_METRIC = None
+    node.NUM_EVAL_IMAGES = 100
+    node.SCORE_THRESH = 0.3
+    node.KEEP_RUN_OPEN = False
+    node.MLFLOW = CfgNode({"TRACKING_URI": None})
+    node.WANDB = CfgNode({"ENTITY": None, "MODE": None})
+    cfg.TRACKER = node
+
+
+def hook_arguments(cfg: CfgNode) -> dict[str, Any]:
+    """Arguments of the hook that a configuration sets: `cfg.TRACKER`, then the blog's `cfg.MLFLOW`."""
+    arguments: dict[str, Any] = {"config": as_dict(cfg), "output_dir": cfg.get("OUTPUT_DIR")}
+    blog = cfg.get("MLFLOW")
+    if blog is not None:
+        arguments |= {
+            "project": blog.get("EXPERIMENT_NAME"),
+            "name": blog.get("RUN_NAME"),
+            "description": blog.get("RUN_DESCRIPTION"),
+            "options": {"mlflow": {"tracking_uri": blog.get("TRACKING_URI")}},
+        }
+    node = cfg.get("TRACKER")
+    if node is not None:
+        own = {
+            "tracker": node.BACKEND,
+            "project": node.PROJECT,
+            "name": node.RUN_NAME,
+            "description": node.RUN_DESCRIPTION,
+            "tags": dict(node.TAGS),
+            "interval": node.INTERVAL,
+            "log_checkpoint": node.LOG_CHECKPOINT,
+            "log_checkpoint_metadata": node.LOG_CHECKPOINT_METADATA,
+            "best_metric": node.BEST_METRIC,
+            "num_eval_images": node.NUM_EVAL_IMAGES,
+            "score_thresh": node.SCORE_THRESH,
+            "keep_run_open": node.KEEP_RUN_OPEN,
+        }
+        arguments |= {key: value for key, value in own.items() if value is not None}
+        backends = {
+            "mlflow": {"tracking_uri": node.MLFLOW.TRACKING_URI},
+            "wandb": {"entity": node.WANDB.ENTITY, "mode": node.WANDB.MODE},
+        }
+        arguments["options"] = _without_none(arguments.get("options", {}), backends)
+    return arguments
+
+
+def as_dict(config: Any) -> dict[str, Any]:
+    """A configuration of either kind (CfgNode, OmegaConf) as nested plain values; what is none of these becomes text."""
+    if isinstance(config, CfgNode):
+        plain = yaml.safe_load(config.dump())
+        return plain if isinstance(plain, dict) else {}
+    return dict(config) if isinstance(config, Mapping) else {"config": str(config)}
+
+
+def as_yaml(config: Any) -> str:
+    """The same as the text of a YAML file."""
+    if isinstance(config, CfgNode):
+        return str(config.dump())
+    try:
+        from omegaconf import OmegaConf
+
+        if OmegaConf.is_config(config):
+            return OmegaConf.to_yaml(config)
+    except ImportError:
+        pass
+    return yaml.dump(as_dict(config), default_flow_style=False)
+
+
+def _without_none(*sources: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+    merged: dict[str, dict[str, Any]] = {}
+    for source in sources:
+        for backend, options in source.items():
+            merged.setdefault(backend, {}).update({key: value for key, value in options.items() if value is not None})
+    return merged

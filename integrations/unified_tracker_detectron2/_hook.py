@@ -1,0 +1,306 @@
+"""The hook: Detectron2's callbacks in, events of the training session out."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from detectron2.config import CfgNode
+from detectron2.engine import HookBase
+from detectron2.utils import comm
+
+from unified_tracker import Run
+from unified_tracker.training import CheckpointFile, Evaluation, RunSettings, TrainingSession, guarded
+from unified_tracker_detectron2 import _metrics
+from unified_tracker_detectron2._config import as_dict, as_yaml, hook_arguments
+
+CONFIG_FILE = "model-config.yaml"
+WINDOW = 20  # of Detectron2's own writers: the recorded values equal those of its metrics.json
+FILES = ("log.txt", "metrics.json")
+
+
+class UnifiedTrackerHook(HookBase):
+    """Records a Detectron2 training. Register it last, on any `TrainerBase`.
+
+    Every process registers it; only rank 0 records, and it adds no collective call. Training metrics are read from the
+    trainer's `EventStorage`, evaluation results too: whatever `EvalHook` or the user puts there is recorded once.
+    Blocking: an iteration without a row costs an integer test; a row costs reading the storage and one write.
+    After a resume with `resume_or_load(resume=True)` the same run goes on.
+    """
+
+    def __init__(
+        self,
+        cfg: CfgNode | None = None,
+        *,
+        tracker: str | Sequence[str] | None = None,
+        project: str | None = None,
+        name: str | None = None,
+        description: str | None = None,
+        tags: Mapping[str, Any] | None = None,
+        config: Any = None,
+        output_dir: str | Path | None = None,
+        options: Mapping[str, Mapping[str, Any]] | None = None,
+        interval: int = 20,
+        log_checkpoint: bool = True,
+        log_checkpoint_metadata: bool = True,
+        best_metric: str | None = None,
+        num_eval_images: int = 100,
+        score_thresh: float = 0.3,
+        keep_run_open: bool = False,
+        framework_names: bool = True,
+        on_error: str | None = None,
+    ) -> None:
+        """Settle the configuration; opens nothing.
+
+        Args:
+            cfg: A configuration with `TRACKER` (`add_tracker_config`) or the blog's `MLFLOW`. What it sets goes before
+                the arguments below, which serve LazyConfig and plain loops.
+            tracker, project, name, description, tags, options, on_error: As in `unified_tracker.start_run`.
+            config: Any mapping to record as parameters; default `cfg`, or `trainer.cfg` if there is one.
+            output_dir: Where the run directory is made; default `cfg.OUTPUT_DIR`, else the checkpointer's folder.
+            interval: Iterations between two rows of training metrics.
+            log_checkpoint, log_checkpoint_metadata, best_metric, framework_names: As in `TrainingSession`.
+            num_eval_images, score_thresh: Reserved for pictures of predictions, which this version does not record.
+            keep_run_open: Leave `run` open after training; it is finished by `run.finish()` or at exit.
+
+        Raises:
+            ConfigurationError: On every process alike, before training.
+        """
+        given: dict[str, Any] = {
+            "tracker": tracker,
+            "project": project,
+            "name": name,
+            "description": description,
+            "tags": tags,
+            "config": config,
+            "output_dir": output_dir,
+            "options": options,
+            "interval": interval,
+            "log_checkpoint": log_checkpoint,
+            "log_checkpoint_metadata": log_checkpoint_metadata,
+            "best_metric": best_metric,
+            "num_eval_images": num_eval_images,
+            "score_thresh": score_thresh,
+            "keep_run_open": keep_run_open,
+        }
+        if cfg is not None:
+            given |= {key: value for key, value in hook_arguments(cfg).items() if value not in (None, {})}
+        self._settings = RunSettings.resolve(
+            given["tracker"],
+            project=given["project"],
+            name=given["name"],
+            description=given["description"],
+            tags=given["tags"],
+            options=given["options"],
+            dir=given["output_dir"],
+            on_error=on_error,
+        )
+        self._cfg, self._config = cfg, given["config"]
+        self._output_dir = Path(given["output_dir"]) if given["output_dir"] else None
+        self._interval = max(1, int(given["interval"]))
+        self._keep_run_open = bool(given["keep_run_open"])
+        self._session_arguments = {
+            "log_checkpoint": bool(given["log_checkpoint"]),
+            "log_checkpoint_metadata": bool(given["log_checkpoint_metadata"]),
+            "best_metric": given["best_metric"],
+            "framework_names": framework_names,
+        }
+        self._session: TrainingSession | None = None
+        self._restored: dict[str, Any] = {}
+        self._sent_iteration: dict[str, int] = {}
+        self._evaluation_period = 0
+        self._images: int | None = None
+        self._dataset_length: int | None = None
+
+    @property
+    def run(self) -> Run:
+        """The run, once training has begun; on other ranks, and with tracking off, one that records nothing.
+
+        Raises:
+            RuntimeError: Training has not begun.
+        """
+        if self._session is None:
+            if comm.is_main_process():
+                raise RuntimeError("hook.run exists once training has begun")
+            return self._settings.open(rank=comm.get_rank())
+        return self._session.run
+
+    def state_dict(self) -> dict[str, Any]:
+        """What travels in a checkpoint: the identity of the run and the best values so far."""
+        return self._session.state() if self._session is not None else dict(self._restored)
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Called by `resume_or_load(resume=True)`: the run goes on when training begins."""
+        self._restored = dict(state)
+
+    def before_train(self) -> None:
+        """Open the run on rank 0. A wrong configuration is raised here; nothing else is."""
+        if comm.is_main_process():
+            self._begin()
+
+    @guarded
+    def after_step(self) -> None:
+        """Record what is due."""
+        if self._session is None:
+            return
+        step = self.trainer.iter + 1
+        if step % self._interval == 0 or step >= self.trainer.max_iter:
+            self._record(step)
+        elif self._evaluation_period and step % self._evaluation_period == 0:
+            self._record(step, evaluations_only=True)
+        if self._session.unsettled and step < self.trainer.max_iter:
+            self._session.settle()  # after the last step `EvalHook` still evaluates, in `after_train`
+
+    @guarded
+    def after_train(self) -> None:
+        """Record what the other hooks did at the end, and how the training ended. Runs after a failure as well."""
+        if self._session is None:
+            return
+        ended_early = self.trainer.iter < self.trainer.max_iter
+        error = sys.exc_info()[1] if ended_early else None
+        self._record(min(self.trainer.iter + 1, self.trainer.max_iter))
+        self._session.training_ended(error, self._files(), keep_open=self._keep_run_open)
+
+    # ---- inside ------------------------------------------------------------------------------------------------
+
+    def _begin(self) -> None:
+        settings = self._settings
+        folder = self._output_dir or self._checkpoint_folder()
+        if folder is not None:
+            self._output_dir = folder
+            settings = dataclasses.replace(settings, parent=folder.absolute() / settings.parent.name)
+        run_id = self._restored.get("run_id")
+        if run_id is None and self.trainer.start_iter > 0:
+            run_id = settings.latest_run()  # registered after `resume_or_load`: the checkpoint's state went past us
+        run = settings.open(id=run_id, rank=0)
+        self._session = TrainingSession(run, **self._session_arguments)
+        self._session.restore(self._restored)
+        self._look_around()
+
+    @guarded
+    def _look_around(self) -> None:
+        """What the trainer consists of: evaluation period, checkpointers, batch and data set size, configuration."""
+        assert self._session is not None  # noqa: S101 -- set by the only caller
+        for checkpointer in self._checkpointers():
+            self._observe(checkpointer)
+        periods = [getattr(hook, "_period", 0) for hook in self._hooks() if hasattr(hook, "_func")]
+        self._evaluation_period = min((period for period in periods if period), default=0)
+        config = next((c for c in (self._config, self._cfg, getattr(self.trainer, "cfg", None)) if c is not None), None)
+        source = self._cfg if self._cfg is not None else config
+        self._images, self._dataset_length = self._sizes(source)
+        self._session.training_started(
+            as_dict(config) if config is not None else {},
+            self._effective(source),
+            (CONFIG_FILE, as_yaml(source)) if source is not None else None,
+        )
+
+    def _record(self, step: int, *, evaluations_only: bool = False) -> None:
+        """Record every scalar that was put since the last time; `EventStorage.latest` holds the old ones too."""
+        assert self._session is not None  # noqa: S101 -- callers have checked
+        storage = self.trainer.storage
+        source = storage.latest() if evaluations_only else storage.latest_with_smoothing_hint(WINDOW)
+        hints = storage.smoothing_hints()
+        rows: dict[int, tuple[dict[str, float], dict[str, float]]] = {}
+        for name, (value, iteration) in source.items():
+            if iteration <= self._sent_iteration.get(name, -1) or (evaluations_only and hints.get(name)):
+                continue
+            self._sent_iteration[name] = iteration
+            training, evaluation = rows.setdefault(min(iteration + 1, step), ({}, {}))
+            (evaluation if _metrics.is_evaluation(name) else training)[name] = float(value)
+        for at, (training, evaluation) in sorted(rows.items()):
+            if training:
+                canonical = _metrics.canonical_training(training, self._images)
+                if torch.cuda.is_available() and not evaluations_only:
+                    canonical["perf/gpu_memory_bytes"] = float(torch.cuda.max_memory_allocated())
+                self._session.step_ended(at, self._epoch(at), training, canonical)
+            if evaluation:
+                self._session.evaluation_ended(
+                    Evaluation(
+                        at,
+                        self._epoch(at),
+                        evaluation,
+                        _metrics.canonical_evaluation(evaluation),
+                        _metrics.headline(evaluation),
+                        _metrics.per_class(evaluation),
+                    )
+                )
+
+    def _observe(self, checkpointer: Any) -> None:
+        """Hear of every file that a checkpointer writes: its `save` is the one way of all hooks and of scripts."""
+        save = checkpointer.save
+
+        @functools.wraps(save)
+        def observed(name: str, **kwargs: Any) -> None:
+            save(name, **kwargs)
+            self._saved(checkpointer, name)
+
+        checkpointer.save = observed
+
+    @guarded
+    def _saved(self, checkpointer: Any, name: str) -> None:
+        path = Path(checkpointer.save_dir) / f"{name}.pth"
+        if self._session is None or not path.exists():
+            return
+        step = min(self.trainer.iter + 1, self.trainer.max_iter)
+        best = not (name.startswith("model_") and name.removeprefix("model_").isdigit()) and name != "model_final"
+        self._session.checkpoint_saved(CheckpointFile(path, step, self._epoch(step), f"iter_{step}", best_only=best))
+
+    def _hooks(self) -> list[Any]:
+        return list(getattr(self.trainer, "_hooks", []))
+
+    def _checkpointers(self) -> list[Any]:
+        """Every checkpointer within reach, once: the trainer's and those of its hooks."""
+        owners = [self.trainer, *self._hooks()]
+        found = [getattr(owner, name, None) for owner in owners for name in ("checkpointer", "_checkpointer")]
+        return list({id(each): each for each in found if hasattr(each, "save") and hasattr(each, "save_dir")}.values())
+
+    def _checkpoint_folder(self) -> Path | None:
+        folders = [checkpointer.save_dir for checkpointer in self._checkpointers() if checkpointer.save_dir]
+        return Path(folders[0]) if folders else None
+
+    def _sizes(self, cfg: Any) -> tuple[int | None, int | None]:
+        """Images an iteration over all processes, and images in the training set; None where it cannot be known."""
+        loader = getattr(getattr(self.trainer, "_trainer", self.trainer), "data_loader", None)
+        images: int | None = None
+        if isinstance(cfg, CfgNode) and "SOLVER" in cfg:
+            images = int(cfg.SOLVER.IMS_PER_BATCH)
+        elif isinstance(batch := getattr(loader, "batch_size", None), int):
+            images = batch * comm.get_world_size()
+        while loader is not None:
+            loader = getattr(loader, "dataset", None)
+            try:
+                return images, len(loader)  # type: ignore[arg-type]  # what has no length raises
+            except TypeError:
+                continue
+        return images, None
+
+    def _epoch(self, step: int) -> float | None:
+        if not self._images or not self._dataset_length:
+            return None
+        return step * self._images / self._dataset_length
+
+    def _effective(self, cfg: Any) -> dict[str, Any]:
+        optimizer = getattr(getattr(self.trainer, "_trainer", self.trainer), "optimizer", None)
+        groups = getattr(optimizer, "param_groups", [])
+        return {
+            "framework": "detectron2",
+            "world_size": comm.get_world_size(),
+            "seed": cfg.get("SEED") if isinstance(cfg, CfgNode) else None,
+            "lr": groups[0].get("initial_lr", groups[0]["lr"]) if groups else None,
+            "max_iter": self.trainer.max_iter,
+            "start_iter": self.trainer.start_iter,
+            "images_per_iteration": self._images,
+            "training_images": self._dataset_length,
+            "cudnn_benchmark": torch.backends.cudnn.benchmark,
+        }
+
+    def _files(self) -> list[Path]:
+        if self._output_dir is None:
+            return []
+        results = sorted(self._output_dir.glob("inference/**/*results*.json"))
+        return [*(self._output_dir / name for name in FILES), *results]
