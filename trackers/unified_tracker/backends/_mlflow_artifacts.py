@@ -117,7 +117,7 @@ class MlflowArtifacts:
                     _link(path, local)
                 self._client.log_model_artifacts(model.model_id, str(folder))
             self._client.finalize_logged_model(model.model_id, "READY")
-        self._client.log_outputs(self._run_id, [LoggedModelOutput(model.model_id, record.step or 0)])
+        self._link_to_run(model.model_id, record.step or 0)
         self._bind_metrics(model.model_id, record, metrics)
         self._move_aliases(model, models, ("latest", *record.aliases))
 
@@ -137,6 +137,12 @@ class MlflowArtifacts:
             params={key: str(value)[:6000] for key, value in metadata.items() if value is not None},
             model_type="checkpoint",
         )
+
+    def _link_to_run(self, model_id: str, step: int) -> None:
+        """Make the model an output of the run. The store refuses the same link a second time, so it is looked up."""
+        outputs = self._client.get_run(self._run_id).outputs
+        if not outputs or model_id not in {output.model_id for output in outputs.model_outputs}:
+            self._client.log_outputs(self._run_id, [LoggedModelOutput(model_id, step)])
 
     def _models(self, name: str) -> list[LoggedModel]:
         """All versions that this run has made, oldest first."""

@@ -24,6 +24,7 @@ SETTINGS: Final = {
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "30",
     "MLFLOW_DISABLE_TELEMETRY": "true",
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
 }
 for _key, _value in SETTINGS.items():
@@ -54,7 +55,7 @@ class MlflowTracker:
         self._options = options
         self._uri: str = options["tracking_uri"]
         self._client = mlflow.MlflowClient(tracking_uri=self._uri)
-        self._names = Renamer(path_like, NAME_LIMIT)
+        self._names = Renamer(path_like, NAME_LIMIT - len(NAME_TAG))  # its tag must fit too
         self._published_names: set[str] = set()
         self._params: dict[str, str] = {}
         self._all_params: dict[str, Any] = {}
