@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import getpass
 import os
 import platform
 import subprocess
 import sys
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -85,6 +83,8 @@ class Environment(msgspec.Struct, frozen=True):
 
 
 def _versions() -> dict[str, str]:
+    from importlib import metadata  # 20 ms: not at import
+
     found = {}
     for name in PACKAGES:
         module = sys.modules.get(name)
@@ -125,6 +125,8 @@ def _git(folder: Path) -> dict[str, str]:
 
 
 def _user() -> str:
+    import getpass
+
     try:
         return getpass.getuser()
     except (OSError, KeyError):

@@ -18,7 +18,6 @@ from __future__ import annotations
 import logging
 import os
 import re
-import secrets
 import struct
 import threading
 import time
@@ -164,7 +163,7 @@ class Journal:
         self._number += 1
         path = self.folder / f"{self.attempt:06d}-{self._number:06d}.utj"
         fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND | getattr(os, "O_CLOEXEC", 0), 0o600)
-        nonce = secrets.randbits(32)
+        nonce = int.from_bytes(os.urandom(4), "little")
         try:
             os.write(fd, HEADER.pack(MAGIC, VERSION, 0, nonce, self.attempt))
         except OSError:

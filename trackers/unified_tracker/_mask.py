@@ -8,8 +8,8 @@ equal, the value cannot be found.
 from __future__ import annotations
 
 import hashlib
+import os
 import re
-import secrets
 from typing import Any, Final
 from urllib.parse import urlsplit, urlunsplit
 
@@ -22,7 +22,7 @@ PATTERNS: Final = re.compile(
     r"|-----BEGIN [A-Z ]*PRIVATE KEY-----[\s\S]*?-----END [A-Z ]*PRIVATE KEY-----"
 )
 ASSIGNMENT: Final = re.compile(r"([\w.\-]+)([\"']?[ \t]*[:=][ \t]*)([\"']?)([^\s\"',(){}\[\]]+)\3")
-_salt: Final = secrets.token_bytes(16)
+_salt: Final = os.urandom(16)
 
 
 def masked(text: str) -> str:

@@ -36,7 +36,7 @@ class Renamer:
 
     def _map(self, name: str) -> str:
         clean = self._allowed(name)
-        if clean == name and len(name) <= self._limit:
+        if name and clean == name and len(name) <= self._limit:
             return name
         suffix = "-" + hashlib.blake2b(name.encode("utf-8", "surrogatepass"), digest_size=4).hexdigest()
         return (clean[: self._limit - len(suffix)].rstrip("/. ") or "name") + suffix
@@ -44,5 +44,5 @@ class Renamer:
 
 def path_like(name: str) -> str:
     """For MLflow: letters, digits, `_ - . space /`, and a path that is its own normal form."""
-    parts = [re.sub(r"[^\w\-. ]", "_", part, flags=re.ASCII).strip() for part in name.split("/")]
+    parts = [re.sub(r"[^\w\-. ]", "_", part).strip() for part in name.split("/")]
     return "/".join(part for part in parts if part and part not in {".", ".."})

@@ -19,7 +19,7 @@ from unified_tracker._environment import Environment, process_rank
 from unified_tracker._errors import ConfigurationError
 from unified_tracker._journal import Journal, now_ms
 from unified_tracker._launcher import UploaderProcess
-from unified_tracker._mask import mask_command, mask_text, split_userinfo
+from unified_tracker._mask import mask, mask_command, mask_text, split_userinfo
 from unified_tracker._records import Started
 from unified_tracker._run import OnError, Run
 from unified_tracker._rundir import PARENT, RunDirectory, find_runs, new_run_id
@@ -123,7 +123,7 @@ class RunSettings:
             parent=Path(values.get("dir") or working).absolute() / PARENT,
             project=values.get("project"),
             name=values.get("name"),
-            description=values.get("description"),
+            description=mask_text(str(values["description"])) if values.get("description") else None,
             tags=_tags(values.get("tags")),
             on_error=on_error,
             backends=backends,
@@ -256,13 +256,13 @@ def _merged_options(*sources: object) -> dict[str, dict[str, Any]]:
 def _announce(info: RunInfo, directory: RunDirectory) -> None:
     label = f"{info.name!r} " if info.name else ""
     project = f" in {info.project!r}" if info.project else ""
-    where = "; ".join(
-        f"{backend} ({', '.join(f'{key}={value}' for key, value in options.items() if value)})"
-        if any(options.values())
-        else backend
-        for backend, options in info.backends.items()
-    )
+    where = "; ".join(_place(backend, options) for backend, options in info.backends.items())
     say(f"run {label}{info.id}{project} -> {where}; journal in {shlex.quote(str(directory.path))}")
+
+
+def _place(backend: str, options: Mapping[str, Any]) -> str:
+    words = [value for value in options.values() if isinstance(value, str)]
+    return f"{backend} ({', '.join(words)})" if words else backend
 
 
 def _tags(given: object) -> dict[str, str]:
@@ -270,7 +270,7 @@ def _tags(given: object) -> dict[str, str]:
     if given is None:
         return {}
     if isinstance(given, Mapping):
-        return {str(key): mask_text(str(value)) for key, value in given.items()}
+        return {str(key): str(mask(str(value), str(key))) for key, value in given.items()}
     if isinstance(given, Sequence):
         words = [given] if isinstance(given, str) else given
         return {str(word): "" for word in words}

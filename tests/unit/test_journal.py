@@ -1,0 +1,228 @@
+"""The journal keeps whole records through cuts, flips, forks and full disks."""
+
+from __future__ import annotations
+
+import math
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from unified_tracker._journal import HEADER, Journal, JournalReader, Position, segments
+from unified_tracker._records import Artifact, Finished, Metrics, Params, Record, StagedFile, Tags
+
+text = st.text(st.characters(exclude_categories=("Cs",)), max_size=40)
+numbers = st.floats() | st.integers(-(2**63), 2**63 - 1)
+records: st.SearchStrategy[Record] = st.one_of(
+    st.builds(Metrics, st.integers(0, 2**62), st.none() | st.integers(-(2**63), 2**63 - 1), st.dictionaries(text, numbers)),
+    st.builds(Params, st.integers(0, 2**62), st.dictionaries(text, text | numbers | st.lists(text))),
+    st.builds(Tags, st.integers(0, 2**62), st.dictionaries(text, text)),
+    st.builds(Finished, st.integers(0, 2**62), st.sampled_from(["FINISHED", "FAILED", "KILLED"]), st.none() | text),
+    st.builds(
+        Artifact,
+        st.integers(0, 2**62),
+        st.none() | text,
+        text,
+        st.lists(st.builds(StagedFile, text, text, st.integers(0, 2**40), st.integers(0, 2**62))).map(tuple),
+    ),
+)
+
+
+def write(folder: Path, many: list[Record], **options: int) -> Journal:
+    journal = Journal(folder, **options)
+    for record in many:
+        assert journal.append(record)
+    journal.close()
+    return journal
+
+
+def read(folder: Path) -> list[Record]:
+    return [entry.record for entry in read_entries(folder)]
+
+
+def read_entries(folder: Path) -> list:
+    reader, found = JournalReader(folder), []
+    while entries := reader.read(final=True):
+        found += entries
+    return found
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(records, max_size=20), st.integers(200, 4000))
+def test_what_was_written_is_read_in_order_over_any_number_of_segments(many: list[Record], size: int) -> None:
+    with tempfile.TemporaryDirectory() as name:
+        write(Path(name), many, segment_bytes=size)
+        found = read_entries(Path(name))
+        assert repr([entry.record for entry in found]) == repr(many)  # repr: NaN is equal to itself there
+        assert [entry.sequence for entry in found] == [(1 << 40) + i for i in range(1, len(many) + 1)]
+
+
+def test_a_segment_cut_anywhere_gives_a_prefix_and_can_be_followed(tmp_path: Path) -> None:
+    many = [Metrics(i, i, {"loss": i / 7, "nan": math.nan}) for i in range(6)]
+    write(tmp_path / "whole", many)
+    (path,) = segments(tmp_path / "whole")
+    content = path.read_bytes()
+    for cut in range(len(content)):
+        folder = tmp_path / str(cut)
+        folder.mkdir()
+        (folder / path.name).write_bytes(content[:cut])
+        write(folder, [Tags(1, {"after": "the crash"})])
+        found = read(folder)
+        assert found[-1] == Tags(1, {"after": "the crash"})
+        assert repr(found[:-1]) == repr(many[: len(found) - 1])
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.data())
+def test_a_flipped_bit_loses_exactly_the_record_that_it_hits(data: st.DataObject) -> None:
+    many = [Metrics(i, i, {"loss": i / 7}) for i in range(8)]
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        write(folder, many)
+        ends = [entry.end.offset for entry in read_entries(folder)]
+        (path,) = segments(folder)
+        content = bytearray(path.read_bytes())
+        at = data.draw(st.integers(HEADER.size, len(content) - 1))
+        content[at] ^= 1 << data.draw(st.integers(0, 7))
+        path.write_bytes(content)
+        hit = next(index for index, end in enumerate(ends) if at < end)
+        assert read(folder) == [record for index, record in enumerate(many) if index != hit]
+
+
+def test_a_journal_inside_a_logged_string_is_not_taken_for_records(tmp_path: Path) -> None:
+    write(tmp_path / "inner", [Tags(1, {"forged": "yes"})])
+    inner = segments(tmp_path / "inner")[0].read_bytes().decode("latin-1")
+    write(tmp_path / "outer", [Tags(1, {"text": inner}), Tags(2, {"real": "yes"})])
+    (path,) = segments(tmp_path / "outer")
+    content = bytearray(path.read_bytes())
+    content[HEADER.size] ^= 1  # the frame that holds the string is damaged: the reader searches inside it
+    path.write_bytes(content)
+    assert read(tmp_path / "outer") == [Tags(2, {"real": "yes"})]
+
+
+def test_reading_follows_a_journal_that_grows(tmp_path: Path) -> None:
+    journal = Journal(tmp_path)
+    reader = JournalReader(tmp_path)
+    assert reader.read() == []
+    journal.append(Tags(1, {"a": "1"}))
+    (first,) = reader.read()
+    assert reader.read() == []
+    journal.append(Tags(2, {"b": "2"}))
+    assert [entry.record for entry in JournalReader(tmp_path, first.end).read()] == [Tags(2, {"b": "2"})]
+    journal.close()
+
+
+def test_an_incomplete_tail_is_waited_for_while_the_writer_lives(tmp_path: Path) -> None:
+    write(tmp_path, [Tags(1, {"a": "1"}), Tags(2, {"b": "2"})])
+    (path,) = segments(tmp_path)
+    content = path.read_bytes()
+    path.write_bytes(content[:-3])
+    reader = JournalReader(tmp_path)
+    assert len(reader.read()) == 1
+    assert reader.read() == []
+    path.write_bytes(content)
+    assert [entry.record for entry in reader.read()] == [Tags(2, {"b": "2"})]
+    assert reader.skipped_bytes == 0
+
+
+def test_a_record_longer_than_a_read_is_read_whole(tmp_path: Path) -> None:
+    write(tmp_path, [Tags(1, {"long": "x" * 3_000_000}), Tags(2, {"b": "2"})])
+    assert [len(str(record)) > 100 for record in read(tmp_path)] == [True, False]
+
+
+def test_two_calls_in_one_millisecond_and_step_have_two_times(tmp_path: Path) -> None:
+    journal = Journal(tmp_path)
+    for _ in range(300):
+        journal.append_metrics({"loss": 1.0}, 5)
+        journal.append_metrics({"loss": 1.0}, 6)
+    journal.close()
+    rows = [(record.ts, record.step) for record in read(tmp_path) if isinstance(record, Metrics)]
+    assert len(set(rows)) == len(rows) == 600
+
+
+def test_a_forked_child_writes_nothing(tmp_path: Path) -> None:
+    journal = Journal(tmp_path)
+    journal.append(Tags(1, {"parent": "1"}))
+    child = os.fork()
+    if child == 0:
+        os._exit(3 if journal.append(Tags(2, {"child": "1"})) else 4)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 4
+    journal.append(Tags(3, {"parent": "2"}))
+    journal.close()
+    assert read(tmp_path) == [Tags(1, {"parent": "1"}), Tags(3, {"parent": "2"})]
+
+
+WRITER = """
+import resource, signal, sys
+from pathlib import Path
+from unified_tracker._journal import Journal
+from unified_tracker._records import Tags
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+journal = Journal(Path(sys.argv[1]))
+resource.setrlimit(resource.RLIMIT_FSIZE, (2000, resource.RLIM_INFINITY))
+kept = sum(journal.append(Tags(i, {"k": "v" * 50})) for i in range(100))
+lost = journal.lost
+resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+assert journal.append(Tags(1000, {"space": "again"}))
+print(kept, lost, journal.first_error)
+"""
+
+
+def test_a_full_disk_loses_counted_records_and_nothing_else(tmp_path: Path) -> None:
+    done = subprocess.run([sys.executable, "-c", WRITER, str(tmp_path)], capture_output=True, text=True, check=True, timeout=60)
+    kept, lost, *error = done.stdout.split()
+    assert int(kept) + int(lost) == 100
+    assert int(lost) > 50
+    assert "bytes were written" in " ".join(error) or "File too large" in " ".join(error)
+    found = read(tmp_path)
+    assert len(found) == int(kept) + 1
+    assert found[-1] == Tags(1000, {"space": "again"})
+
+
+KILLED = """
+import mmap, os, sys
+from pathlib import Path
+from unified_tracker._journal import Journal
+shared = mmap.mmap(os.open(sys.argv[2], os.O_RDWR), 8)
+journal = Journal(Path(sys.argv[1]), segment_bytes=20_000)
+count = 0
+while True:
+    journal.append_metrics({f"m{i}": float(count) for i in range(count % 40)}, count)
+    count += 1
+    shared[:8] = count.to_bytes(8, "little")
+"""
+
+
+@pytest.mark.parametrize("attempt", range(8))
+def test_what_a_call_returned_for_survives_sigkill(tmp_path: Path, attempt: int) -> None:
+    counter = tmp_path / "counter"
+    counter.write_bytes(bytes(8))
+    journal = tmp_path / "journal"
+    process = subprocess.Popen([sys.executable, "-c", KILLED, str(journal), str(counter)])
+    while int.from_bytes(counter.read_bytes(), "little") < 300 * (attempt + 1):
+        assert process.poll() is None
+    process.send_signal(signal.SIGKILL)
+    process.wait(timeout=10)
+    returned = int.from_bytes(counter.read_bytes(), "little")
+    steps = [record.step for record in read(journal) if isinstance(record, Metrics)]
+    assert steps == list(range(len(steps)))
+    assert returned <= len(steps) <= returned + 1
+
+
+def test_a_segment_of_another_format_is_kept_and_reported(tmp_path: Path) -> None:
+    write(tmp_path, [Tags(1, {"a": "1"})])
+    (path,) = segments(tmp_path)
+    content = bytearray(path.read_bytes())
+    content[8] = 99  # the version
+    path.write_bytes(content)
+    reader = JournalReader(tmp_path)
+    assert reader.read(final=True) == []
+    assert reader.unreadable == 1
+    assert path.exists()
+    assert Position("a", 1) < Position("b", 0)

@@ -1,0 +1,143 @@
+"""Values, names and secrets: what comes in, and what is recorded."""
+
+from __future__ import annotations
+
+import math
+import re
+from decimal import Decimal
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from unified_tracker._mask import is_secret_name, mask, mask_command, mask_source, mask_text, split_userinfo
+from unified_tracker._naming import Renamer, path_like
+from unified_tracker._values import flatten, number, plain, step_number
+
+
+class Awkward:
+    def __float__(self) -> float:
+        raise ZeroDivisionError
+
+
+@pytest.mark.parametrize(
+    ("given_value", "expected"),
+    [
+        (1.5, 1.5),
+        (True, 1),
+        (2**62, 2**62),
+        (2**70, float(2**70)),
+        pytest.param(10**400, math.inf, id="10**400"),
+        (np.float32(0.5), 0.5),
+        (np.int64(7), 7),
+        (np.array(3.0), 3.0),
+        (np.array([4.0]), 4.0),
+        (Decimal("0.25"), 0.25),
+        (np.bool_(True), 1),
+        ("1.0", None),
+        (b"1", None),
+        (None, None),
+        ({"a": 1}, None),
+        (np.zeros(2), None),
+        (Awkward(), None),
+    ],
+)
+def test_numbers_are_taken_and_the_rest_is_refused(given_value: Any, expected: Any) -> None:
+    assert number(given_value) == expected
+
+
+@pytest.mark.parametrize(
+    ("given_step", "expected"),
+    [
+        (3, (3, None)),
+        (np.int32(4), (4, None)),
+        (5.0, (5, None)),
+        (-(2**63), (-(2**63), None)),
+        (2**63, (None, "9223372036854775808")),
+        (2.5, (None, "2.5")),
+        ("7", (None, "'7'")),
+        (True, (None, "True")),
+        (math.nan, (None, "nan")),
+        (None, (None, None)),
+    ],
+)
+def test_steps_are_int64_or_said_to_be_none(given_step: Any, expected: Any) -> None:
+    assert step_number(given_step) == expected
+
+
+def test_configs_of_anything_become_plain() -> None:
+    cyclic: dict[str, Any] = {"a": 1}
+    cyclic["self"] = cyclic
+    result = plain({"f": len, "c": Awkward, 1: (1, 2), "s": {3, 1}, "o": object(), "cycle": cyclic, "np": np.float64(2)})
+    assert result["f"] == "builtins.len"
+    assert result["c"].endswith("Awkward")
+    assert result["1"] == [1, 2]
+    assert result["s"] == [1, 3]
+    assert result["o"].startswith("<object object")
+    assert "..." in repr(result["cycle"])
+    assert result["np"] == 2.0
+
+
+def test_flattening_keeps_plain_lists_as_values() -> None:
+    nested = {"a": {"b": [1, 2], "empty": {}}, "pipeline": [{"type": "Load"}, {"type": "Flip", "p": 0.5}]}
+    assert flatten(nested) == {
+        "a.b": [1, 2],
+        "a.empty": {},
+        "pipeline.0.type": "Load",
+        "pipeline.1.type": "Flip",
+        "pipeline.1.p": 0.5,
+    }
+
+
+@given(st.lists(st.text(min_size=0, max_size=300), unique=True, max_size=30))
+def test_mapped_names_are_accepted_by_mlflow_and_never_meet(names: list[str]) -> None:
+    rename = Renamer(path_like, 220)
+    mapped = [rename(name) for name in names]
+    assert len(set(mapped)) == len(names)
+    for name in mapped:
+        assert re.fullmatch(r"[/\w.\- ]{1,220}", name)
+        parts = name.split("/")
+        assert all(part not in {"", ".", ".."} for part in parts)
+    assert {new: old for old, new in zip(names, mapped, strict=True) if new != old} == rename.changed()
+
+
+def test_an_acceptable_name_stays_and_a_name_that_looks_like_a_mapped_one_stays_apart() -> None:
+    rename = Renamer(path_like, 220)
+    assert rename("val/bbox/mAP_50") == "val/bbox/mAP_50"
+    assert rename("AR@100") != rename("AR#100") != rename("AR_100") == "AR_100"
+
+
+@pytest.mark.parametrize("key", ["password", "WANDB_API_KEY", "authToken", "db.secret", "aws_secret_access_key", "auth"])
+def test_credentials_are_recognised_by_their_key(key: str) -> None:
+    assert is_secret_name(key)
+
+
+@pytest.mark.parametrize("key", ["max_tokens", "tokenizer", "num_tokens", "author", "keypoints", "monkey", "secretary"])
+def test_benign_keys_are_left_alone(key: str) -> None:
+    assert not is_secret_name(key)
+
+
+def test_secrets_are_masked_wherever_they_stand() -> None:
+    secret = "hunter2hunter2"
+    config = {
+        "db": {"password": secret, "uri": f"postgresql://me:{secret}@host/db", "max_tokens": 5},
+        "list": [f"https://x:{secret}@h"],
+        "hf": "hf_" + "a" * 30,
+    }
+    masked = mask(plain(config))
+    assert secret not in repr(masked)
+    assert "hf_aaa" not in repr(masked)
+    assert masked["db"]["max_tokens"] == 5
+    assert "@host/db" in masked["db"]["uri"]
+    assert secret not in " ".join(mask_command(["train.py", "--password", secret, f"--api-key={secret}", f"https://a:{secret}@b"]))
+    source = f"model = dict(type='X')\napi_key = '{secret}'\nload_from: http://u:{secret}@h/x\n  token: {secret}\n"
+    assert secret not in mask_source(source)
+    assert "model = dict(type='X')" in mask_source(source)
+    assert mask_text("nothing here: 0.5") == "nothing here: 0.5"
+
+
+def test_userinfo_leaves_the_uri() -> None:
+    assert split_userinfo("https://u:p@h:5000/x") == ("https://h:5000/x", "u", "p")
+    assert split_userinfo("sqlite:////tmp/a@b.db") == ("sqlite:////tmp/a@b.db", None, None)
