@@ -23,6 +23,7 @@ def recording(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]
     """A working folder in which runs are recorded but not delivered: no uploader is started."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(_start.UploaderProcess, "start", lambda self: None)
+    monkeypatch.setattr("unified_tracker._plugins.require", lambda backend: None)  # no client is needed to record
     monkeypatch.setattr("unified_tracker._watch.DeliveryWatch.wait", lambda self, last, timeout_s: False)
     yield tmp_path
 
@@ -87,7 +88,8 @@ def test_misspelt_key_in_the_file_is_refused(recording: Path) -> None:
         ut.start_run()
 
 
-def test_missing_sdk_says_what_to_install(recording: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_sdk_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(ut.BackendUnavailableError, match=r"needs the package 'mlflow': pip install \"unified-tracker\[mlflow\]\""):
         ut.start_run("mlflow")
@@ -209,6 +211,8 @@ def test_a_run_that_another_process_writes_to_is_refused(recording: Path) -> Non
         "import sys, unified_tracker as ut\n"
         "from unified_tracker import _start\n"
         "_start.UploaderProcess.start = lambda self: None\n"
+        "from unified_tracker import _plugins\n"
+        "_plugins.require = lambda backend: None\n"
         "run = ut.start_run('mlflow', id='samesame')\n"
         "print('up', flush=True); sys.stdin.read()\n"
     )
@@ -260,6 +264,8 @@ def test_importing_and_logging_loads_no_sdk_and_starts_no_thread(recording: Path
         "assert not {'mlflow', 'wandb', 'torch', 'numpy', 'typer', 'rich', 'pluggy', 'yaml'} & set(sys.modules), 'import'\n"
         "from unified_tracker import _start\n"
         "_start.UploaderProcess.start = lambda self: None\n"
+        "from unified_tracker import _plugins\n"
+        "_plugins.require = lambda backend: None\n"
         "run = ut.start_run(['mlflow', 'wandb'], options={'wandb': {'mode': 'offline'}})\n"
         "for i in range(10): run.log_metrics({'x': 1.0}, step=i)\n"
         "run.finish(timeout_s=0)\n"

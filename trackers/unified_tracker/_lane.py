@@ -67,7 +67,7 @@ class Lane:
         self._directory, self._backend, self._tracker = directory, backend, tracker
         self._linger_s, self._clock = linger_s, clock
         self._ledger = Ledger(directory.lanes / f"{backend}.db")
-        self._held = self._ledger.held()
+        self._held = self._ledger.held()  # up to here the run was complete once, even if it is rebuilt now
         self._reader = JournalReader(directory.journal, self._held.position)
         self._sent: list[tuple[int, Held]] = []
         self._state = LaneState(backend, os.getpid(), held=self._held.sequence, records=self._held.records)
@@ -84,6 +84,9 @@ class Lane:
         before = self._directory.lane_state(self._backend)
         if before is not None and before.done and not self._directory.writer_alive() and not self._reader.read(final=True):
             return DONE
+        if self._tracker.rebuilds:
+            self._held = Held()
+            self._state = msgspec.structs.replace(self._state, records=0)
         self._reader = JournalReader(self._directory.journal, self._held.position)
         self._publish()
         try:

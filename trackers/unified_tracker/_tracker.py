@@ -61,7 +61,13 @@ class Tracker(Protocol):
     Errors: `TransientError` means that the same call will be made again, for ever; `RejectedError` that these records
     will never be taken: the uploader then halves the batch until it finds the one to blame, sets it aside and goes on.
     Anything else counts as transient for a while and as rejected after that.
+
+    Attributes:
+        rebuilds: True for a backend that is written anew each time (a file that must be whole): the journal is then
+            given from its start, whatever was held before. False: from behind the last record held.
     """
+
+    rebuilds: bool
 
     def open(self, run: RunInfo) -> Address:
         """Create the run, or find it if it exists already. Called once, first, and again after a crash."""

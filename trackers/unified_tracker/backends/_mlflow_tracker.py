@@ -51,6 +51,8 @@ class MlflowTracker:
     timestamp, value), parameters by value, artifacts by their path or digest.
     """
 
+    rebuilds = False
+
     def __init__(self, run_dir: Path, options: Mapping[str, Any]) -> None:
         self._options = options
         self._uri: str = options["tracking_uri"]

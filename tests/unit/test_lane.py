@@ -1,0 +1,319 @@
+"""The lane: order, back-off, setting aside, restart, and the end of a run."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from unified_tracker import Address, RejectedError, RunInfo, Tracker, TransientError
+from unified_tracker._backoff import CAP_S, Backoff
+from unified_tracker._journal import Entry, Journal, now_ms
+from unified_tracker._lane import DONE, PENDING, UNSORTED_TRIES, Lane
+from unified_tracker._ledger import Ledger
+from unified_tracker._records import Artifact, Finished, Loss, Metrics, Params, StagedFile, Started, Tags
+from unified_tracker._rundir import RunDirectory, find_runs
+from unified_tracker.testing import run_info
+
+
+class ManualClock:
+    """Time that passes only when somebody sleeps."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+        self.slept: list[float] = []
+
+    def monotonic(self) -> float:
+        return self.now
+
+    def sleep(self, seconds: float) -> None:
+        self.slept.append(seconds)
+        self.now += seconds
+
+
+class MemoryTracker:
+    """A backend in memory that fails on demand: `trouble` is asked before every call."""
+
+    rebuilds = False
+
+    def __init__(self, trouble: Callable[[str, Sequence[Entry]], None] = lambda call, entries: None) -> None:
+        self.trouble = trouble
+        self.calls: list[str] = []
+        self.rows: list[tuple[int, str, float]] = []
+        self.params: dict[str, Any] = {}
+        self.tags: dict[str, str] = {}
+        self.artifacts: dict[str, bytes] = {}
+        self.ended: tuple[str, int] | None = None
+        self._held = 0
+
+    def _call(self, name: str, entries: Sequence[Entry] = ()) -> None:
+        self.calls.append(name)
+        self.trouble(name, entries)
+        if entries:
+            self._held = entries[-1].sequence
+
+    def open(self, run: RunInfo) -> Address:
+        self._call("open")
+        return Address("id", "memory://")
+
+    def log_metrics(self, entries: Sequence[Entry]) -> None:
+        self._call("log_metrics", entries)
+        for entry in entries:
+            assert isinstance(entry.record, Metrics)
+            self.rows += [(entry.record.step or 0, name, float(v)) for name, v in entry.record.values.items()]
+
+    def log_params(self, entries: Sequence[Entry]) -> None:
+        self._call("log_params", entries)
+        for entry in entries:
+            assert isinstance(entry.record, Params)
+            self.params.update(entry.record.values)
+
+    def set_tags(self, entries: Sequence[Entry]) -> None:
+        self._call("set_tags", entries)
+        for entry in entries:
+            assert isinstance(entry.record, Tags)
+            self.tags.update(entry.record.values)
+
+    def log_media(self, entry: Entry, file: Path) -> None:
+        self._call("log_media", [entry])
+
+    def log_artifact(self, entry: Entry, files: Mapping[str, Path]) -> None:
+        self._call("log_artifact", [entry])
+        self.artifacts.update({name: path.read_bytes() for name, path in files.items()})
+
+    def held(self) -> int:
+        return self._held
+
+    def close(self, status: str, ended_ms: int) -> None:
+        self._call("close")
+        self.ended = (status, ended_ms)
+
+
+def directory(tmp_path: Path, *records: Any) -> RunDirectory:
+    """A run directory whose training is over."""
+    found = RunDirectory(tmp_path / "unified-tracker" / "abcd1234")
+    found.create(run_info("memory"))
+    journal = Journal(found.journal)
+    for record in (Started(now_ms(), journal.attempt, 1, None, None, {}), *records):
+        assert journal.append(record)
+    journal.close()
+    return found
+
+
+def deliver(place: RunDirectory, tracker: Tracker, clock: ManualClock | None = None, linger_s: float = 600.0) -> int:
+    return Lane(place, "memory", tracker, linger_s=linger_s, clock=clock or ManualClock()).run()
+
+
+def metrics(count: int) -> list[Metrics]:
+    return [Metrics(1000 + i, i, {"loss": float(i), "lr": 0.5}) for i in range(count)]
+
+
+END = Finished(5000, "FINISHED")
+
+
+def test_everything_arrives_in_order_and_the_run_is_closed(tmp_path: Path) -> None:
+    tracker = MemoryTracker()
+    place = directory(tmp_path, Params(1, {"a": 1}), *metrics(500), Tags(2, {"k": "v"}), END)
+    assert deliver(place, tracker) == DONE
+    assert tracker.rows == [(i, name, value) for i in range(500) for name, value in (("loss", float(i)), ("lr", 0.5))]
+    assert tracker.ended == ("FINISHED", 5000)
+    assert tracker.tags == {"k": "v", "unified_tracker.delivery": "complete", "unified_tracker.status": "FINISHED"}
+    state = place.lane_state("memory")
+    assert state is not None
+    assert state.done
+    assert state.held == state.read == (1 << 40) + 504
+
+
+def test_a_second_delivery_does_nothing(tmp_path: Path) -> None:
+    place = directory(tmp_path, *metrics(3), END)
+    deliver(place, MemoryTracker())
+    again = MemoryTracker()
+    assert deliver(place, again) == DONE
+    assert again.calls == []
+
+
+def test_a_training_that_ends_without_a_word_is_killed(tmp_path: Path) -> None:
+    tracker = MemoryTracker()
+    deliver(directory(tmp_path, *metrics(3)), tracker)
+    assert tracker.ended is not None
+    assert tracker.ended[0] == "KILLED"
+
+
+def test_transient_errors_are_tried_again_with_growing_waits(tmp_path: Path) -> None:
+    failures = iter([TransientError("503")] * 5 + [TransientError("429", 7.0)])
+
+    def trouble(call: str, entries: Sequence[Entry]) -> None:
+        if call == "log_metrics" and (error := next(failures, None)) is not None:
+            raise error
+
+    clock, tracker = ManualClock(), MemoryTracker(trouble)
+    assert deliver(directory(tmp_path, *metrics(3), END), tracker, clock) == DONE
+    assert len(tracker.rows) == 6
+    for slept, ceiling in zip(clock.slept, (0.5, 1.0, 2.0, 4.0, 8.0), strict=False):
+        assert ceiling / 2 <= slept <= ceiling
+    assert clock.slept[5] == 7.0
+
+
+def test_a_backend_that_never_answers_keeps_everything_for_the_next_time(tmp_path: Path) -> None:
+    def down(call: str, entries: Sequence[Entry]) -> None:
+        raise TransientError("connection refused by https://me:hunter2hunter2@host")
+
+    place, clock = directory(tmp_path, *metrics(3), END), ManualClock()
+    assert deliver(place, MemoryTracker(down), clock, linger_s=600) == PENDING
+    assert 600 <= clock.now < 600 + 2 * CAP_S
+    state = place.lane_state("memory")
+    assert state is not None
+    assert state.error is not None
+    assert "connection refused" in state.error
+    assert "hunter2" not in state.error
+    tracker = MemoryTracker()
+    assert deliver(place, tracker) == DONE
+    assert len(tracker.rows) == 6
+
+
+@pytest.mark.parametrize("bad", [0, 7, 99])
+def test_one_poisonous_value_is_set_aside_and_its_neighbours_arrive(tmp_path: Path, bad: int) -> None:
+    def poison(call: str, entries: Sequence[Entry]) -> None:
+        for entry in entries:
+            if isinstance(entry.record, Metrics) and entry.record.step == bad and "loss" in entry.record.values:
+                raise RejectedError("INVALID_PARAMETER_VALUE")
+
+    tracker = MemoryTracker(poison)
+    place = directory(tmp_path, *metrics(100), END)
+    assert deliver(place, tracker) == DONE
+    everything = {(i, name) for i in range(100) for name in ("loss", "lr")}
+    assert {(step, name) for step, name, _ in tracker.rows} == everything - {(bad, "loss")}
+    assert len(tracker.rows) == 199
+    assert tracker.tags["unified_tracker.delivery"] == "partial"
+    assert tracker.tags["unified_tracker.set_aside"] == "1"
+    ledger = Ledger(place.lanes / "memory.db")
+    assert ledger.all_set_aside() == [((1 << 40) + bad + 2, "metrics loss", "INVALID_PARAMETER_VALUE")]
+    ledger.close()
+    assert tracker.calls.count("log_metrics") < 30
+
+
+def test_an_unsorted_error_blocks_nobody_for_ever(tmp_path: Path) -> None:
+    def bug(call: str, entries: Sequence[Entry]) -> None:
+        if any(isinstance(entry.record, Metrics) and entry.record.step == 1 for entry in entries):
+            raise KeyError("a bug in the backend")
+
+    tracker, clock = MemoryTracker(bug), ManualClock()
+    assert deliver(directory(tmp_path, *metrics(3), END), tracker, clock) == DONE
+    assert {step for step, _, _ in tracker.rows} == {0, 2}
+    assert len(clock.slept) >= UNSORTED_TRIES - 1
+
+
+def test_after_a_crash_only_what_is_not_held_comes_again(tmp_path: Path) -> None:
+    class Dead(BaseException):
+        pass
+
+    place = directory(tmp_path, *metrics(10), Params(1, {"a": 1}), *metrics(10), END)
+
+    def crash(call: str, entries: Sequence[Entry]) -> None:
+        if call == "log_params":
+            raise Dead
+
+    first = MemoryTracker(crash)
+    with pytest.raises(Dead):
+        deliver(place, first)
+    # Nothing of a chunk is acknowledged before the chunk is through: it comes again, and the tracker recognises it.
+    second = MemoryTracker()
+    assert deliver(place, second) == DONE
+    assert second.params == {"a": 1}
+    assert len(second.rows) == 40
+
+
+def test_a_tracker_that_rebuilds_is_given_the_whole_journal_again(tmp_path: Path) -> None:
+    place = directory(tmp_path, *metrics(5), END)
+    deliver(place, MemoryTracker())
+    journal = Journal(place.journal)
+    journal.append(Started(now_ms(), journal.attempt, 1, None, None, {}))
+    journal.append(Metrics(9000, 5, {"loss": 5.0}))
+    journal.close()
+    goes_on, rebuilds = MemoryTracker(), MemoryTracker()
+    rebuilds.rebuilds = True
+    place2 = directory(tmp_path / "copy", *metrics(5), END)
+    deliver(place2, MemoryTracker())
+    deliver(place, goes_on)
+    assert goes_on.rows == [(5, "loss", 5.0)]
+    assert goes_on.ended is not None
+    assert goes_on.ended[0] == "KILLED"
+    journal = Journal(place2.journal)
+    journal.append(Metrics(9000, 5, {"loss": 5.0}))
+    journal.close()
+    deliver(place2, rebuilds)
+    assert len(rebuilds.rows) == 11
+
+
+def test_losses_are_told_on_the_run(tmp_path: Path) -> None:
+    tracker = MemoryTracker()
+    deliver(directory(tmp_path, Loss(1, 17, "No space left on device"), END), tracker)
+    assert tracker.tags["unified_tracker.lost"] == "17"
+    assert tracker.tags["unified_tracker.delivery"] == "partial"
+
+
+def staged(place: RunDirectory, source: Path) -> StagedFile:
+    (place.path / "files").mkdir(exist_ok=True)
+    link = place.path / "files" / "1-file"
+    link.hardlink_to(source)
+    stat = link.stat()
+    return StagedFile(source.name, "files/1-file", stat.st_size, stat.st_mtime_ns)
+
+
+def test_a_linked_file_is_made_private_before_it_is_delivered(tmp_path: Path) -> None:
+    source = tmp_path / "epoch_1.pth"
+    source.write_bytes(b"settled")
+    place = directory(tmp_path)
+    file = staged(place, source)
+    journal = Journal(place.journal)
+    journal.append(Artifact(1, "m", "model", (file,)))
+    journal.append(END)
+    journal.close()
+
+    def overwrite(call: str, entries: Sequence[Entry]) -> None:
+        if call == "log_artifact":
+            source.write_bytes(b"written over while it is uploaded")
+
+    tracker = MemoryTracker(overwrite)
+    deliver(place, tracker)
+    assert tracker.artifacts == {"epoch_1.pth": b"settled"}
+
+
+def test_a_file_written_over_before_delivery_is_refused_not_published(tmp_path: Path) -> None:
+    source = tmp_path / "epoch_1.pth"
+    source.write_bytes(b"settled")
+    place = directory(tmp_path)
+    file = staged(place, source)
+    source.write_bytes(b"written over in place")
+    journal = Journal(place.journal)
+    journal.append(Artifact(1, "m", "model", (file,)))
+    journal.append(END)
+    journal.close()
+    tracker = MemoryTracker()
+    deliver(place, tracker)
+    assert tracker.artifacts == {}
+    state = place.lane_state("memory")
+    assert state is not None
+    assert "epoch_1.pth was written over in place after it had been logged" in state.notes[0]
+
+
+def test_backoff_doubles_up_to_its_cap() -> None:
+    class Highest:
+        def uniform(self, low: float, high: float) -> float:
+            return high
+
+    backoff = Backoff(Highest())  # type: ignore[arg-type]
+    assert [backoff.next_s() for _ in range(9)] == [0.5, 1, 2, 4, 8, 16, 32, 60, 60]
+    backoff.reset()
+    assert backoff.next_s() == 0.5
+    assert backoff.next_s(asked_s=10_000) == 600
+    assert math.isfinite(backoff.next_s())
+
+
+def test_run_directories_are_found_wherever_they_are(tmp_path: Path) -> None:
+    places = [directory(tmp_path / name, END) for name in ("a", "b/c")]
+    assert sorted(found.path for found in find_runs(tmp_path)) == sorted(place.path for place in places)
+    assert [found.path for found in find_runs(places[0].path)] == [places[0].path]
