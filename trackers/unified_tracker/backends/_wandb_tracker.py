@@ -1,0 +1,383 @@
+"""The W&B tracker. Runs in the lane's process only; with `_wandb_errors` the one module that imports wandb."""
+
+from __future__ import annotations
+
+import glob
+import html
+import logging
+import os
+import shlex
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path, PurePosixPath
+from typing import Any, Final, Literal
+
+# Before wandb is imported: what it says about itself to its makers, and a service process of the training's own run,
+# which dies with the training, are not for this process.
+os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
+os.environ.pop("WANDB_SERVICE", None)
+
+import msgspec
+import numpy as np
+import wandb
+import wandb.util
+from PIL import Image
+
+from unified_tracker._errors import RejectedError, TransientError
+from unified_tracker._journal import Entry
+from unified_tracker._naming import Renamer
+from unified_tracker._records import Artifact, Media, Metrics, Params, Status, Tags
+from unified_tracker._tracker import Address, RunInfo
+from unified_tracker.backends import _wandb_values as values
+from unified_tracker.backends._wandb_errors import opening_error, sorted_errors
+from unified_tracker.backends._wandb_memory import Memory
+
+FOLDER: Final = "wandb"  # in the run directory: memory, wandb's data and cache
+EXIT_CODES: Final[dict[Status, int]] = {"FINISHED": 0, "FAILED": 1, "KILLED": 255}
+INIT_S: Final = 30.0
+FINISH_S: Final = 300.0
+ARTIFACT_S: Final = 60
+SETTINGS: Final[dict[str, Any]] = {
+    "console": "off",
+    "silent": True,
+    "init_timeout": INIT_S,
+    "finish_timeout": FINISH_S,
+    "finish_timeout_raises": True,  # a finish that gives up silently would be taken for a delivery
+    # This process is not the training: its machine load, code, git state and packages are none of the run's.
+    "disable_git": True,
+    "disable_code": True,
+    "save_code": False,
+    "disable_job_creation": True,
+    "sagemaker_disable": True,
+    "label_disable": True,
+    "x_disable_stats": True,
+    "x_disable_meta": True,
+    "x_disable_machine_info": True,
+    "x_save_requirements": False,
+}
+
+_log = logging.getLogger("unified_tracker.wandb")
+logging.getLogger("wandb").propagate = False  # it writes a log of its own, beside the run
+
+# wandb asks for every picture and table whether it is a data frame, importing pandas for it. We pass none, and a pandas
+# that does not fit NumPy (NumPy 1 is what Detectron2 wants) must not cost a picture.
+if hasattr(wandb.util, "pd_available"):
+    wandb.util.pd_available = False
+
+
+class WandbTracker:
+    """Weights & Biases, online or as a genuine offline run.
+
+    One row for each `Metrics` or `Media` record; W&B's own step counts them in the order of the journal, so that a
+    replay gives the same step to the same row: online, W&B then drops what it has; offline, the folder of the try that
+    was cut short is removed and written anew. The training's step is the axis `trainer/step`.
+
+    Attributes:
+        rebuilds: The tracker must be given the journal from its start, whatever it has vouched for: an offline run is
+            one file, which nobody can continue. Read before `open`.
+        broken: Why the W&B run cannot be used any more.
+    """
+
+    def __init__(self, run: RunInfo, run_dir: Path, options: Mapping[str, Any]) -> None:
+        self._options = options
+        self._offline = options.get("mode") == "offline"
+        self._own = run_dir / FOLDER
+        self._memory = Memory.read(self._own)
+        self.rebuilds: bool = self._offline and self._memory.rebuilds
+        self.broken: str | None = None
+        self._run: Any = None
+        self._metrics = Renamer(values.metric_name, 10_000)
+        self._names: dict[str, str] = {}
+        self._config: dict[str, Any] = {} if self.rebuilds else dict(self._memory.config)
+        self._changed: list[list[Any]] = [] if self.rebuilds else list(self._memory.changed)
+        self._foreign_tags: list[str] = []
+        self._tags: dict[str, str] = {} if self.rebuilds else dict(self._memory.tags)
+        self._step: int | None = None
+        self._server_step = 0
+        self._logged: set[tuple[int, tuple[str, ...]]] = set()
+        self._versions: dict[str, tuple[str, dict[str, Any], set[str]]] = {}
+        self._uploading: tuple[int, Any] | None = None
+        self._sequence = self._held = 0
+        self._closed = False
+        self._prepare()
+
+    # ---- opening -----------------------------------------------------------------------------------------------
+
+    def _prepare(self) -> None:
+        """Keep wandb out of the home folder: what it stages for an upload stays with the run, wherever it is copied."""
+        self._own.mkdir(parents=True, exist_ok=True, mode=0o700)
+        os.environ.setdefault("WANDB_DATA_DIR", str(self._own))
+        os.environ.setdefault("WANDB_CACHE_DIR", str(self._own / "cache"))
+        if base_url := self._options.get("base_url"):
+            os.environ.setdefault("WANDB_BASE_URL", base_url)
+
+    def open(self, run: RunInfo) -> Address:
+        root = self._root(run)
+        self._tear_down()  # an earlier tracker of this process may have left the run open: wandb allows it once
+        if self._offline:
+            self._memory.forget_folder()
+            self._memory.write(self._own)
+        try:
+            self._run = wandb.init(
+                id=self._options.get("run_id") or run.id,
+                resume=None if self._offline else "allow",
+                project=values.project_name(run.project or self._options.get("project") or ""),
+                entity=self._options.get("entity"),
+                name=run.name or self._options.get("name"),
+                notes=run.description or self._options.get("notes"),
+                group=self._options.get("group"),
+                job_type=self._options.get("job_type"),
+                reinit="create_new",
+                settings=_settings(mode="offline" if self._offline else "online", root_dir=str(root)),
+            )
+            return self._opened(run)
+        except BaseException as error:
+            self._tear_down()
+            if isinstance(error, Exception):
+                raise opening_error(error) from error
+            raise
+
+    def _opened(self, run: RunInfo) -> Address:
+        if self._offline:
+            self._memory.folder = str(Path(self._run.dir).parent)
+        else:
+            self._server_step = int(self._run.starting_step)  # the server has every row before this one
+            if self._memory.first_step is None:
+                self._memory.first_step = self._server_step  # another process may have written rows before us
+        self._memory.write(self._own)
+        self._run.define_metric(values.AXIS)
+        self._run.define_metric("*", step_metric=values.AXIS)
+        given = str(self._options.get("tags") or "").split(",")
+        self._foreign_tags = [*(self._run.tags or ()), *(tag.strip() for tag in given)]
+        self._update_config({**self._config, "unified_tracker/run_id": run.id})
+        self._apply_tags(run.tags)
+        if not self._offline:
+            return Address(self._run.id, self._run.url)
+        folder = str(self._memory.folder)
+        earlier = [shlex.quote(kept) for kept in self._memory.kept]
+        return Address(self._run.id, folder, f"wandb sync {' '.join([*earlier, shlex.quote(folder)])}")
+
+    def _root(self, run: RunInfo) -> Path:
+        """Where wandb makes its `wandb` folder; checked, since wandb silently goes to /tmp when it cannot write."""
+        root = Path(self._options.get("dir") or (run.cwd if self._offline else self._own))
+        try:
+            root.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise TransientError(f"W&B's folder {root} cannot be made: {error}") from error
+        if not os.access(root, os.W_OK | os.R_OK | os.X_OK):
+            raise TransientError(f"W&B's folder {root} cannot be written")
+        return root
+
+    def _tear_down(self) -> None:
+        """Leave no run and no service process of wandb in this process: `open` is called again after a failure."""
+        self._run = None
+        try:
+            wandb.teardown(exit_code=1)
+        except Exception:  # noqa: BLE001 -- what is left of it must not hide why opening failed
+            _log.exception("wandb could not be shut down")
+
+    # ---- records -----------------------------------------------------------------------------------------------
+
+    @sorted_errors
+    def log_metrics(self, entries: Sequence[Entry]) -> None:
+        rows = []
+        for entry in entries:
+            record = entry.record
+            assert isinstance(record, Metrics)  # noqa: S101 -- the lane groups by kind
+            if record.values:
+                row: dict[str, Any] = {self._metrics(name): value for name, value in record.values.items()}
+                rows.append((entry, record.ts, record.step, row))
+        self._publish_names()
+        for entry, ts, step, row in rows:
+            key = entry.sequence, tuple(row)  # a batch that was cut short comes again
+            if key not in self._logged:
+                self._log_row(entry, ts, step, row)
+                self._logged.add(key)
+        self._logged.clear()
+        self._sequence = entries[-1].sequence
+
+    @sorted_errors
+    def log_params(self, entries: Sequence[Entry]) -> None:
+        touched: dict[str, Any] = {}
+        for entry in entries:
+            record = entry.record
+            assert isinstance(record, Params)  # noqa: S101 -- the lane groups by kind
+            given = values.nested(record.values)
+            for name, before, after in values.merge(self._config, given):
+                change = [name, before, after, record.ts]
+                if change not in self._changed:
+                    self._changed.append(change)
+                touched["unified_tracker/changed_params"] = self._changed
+            touched.update({key: self._config[key] for key in given})
+        self._update_config(touched)
+        self._publish_names()
+        self._sequence = entries[-1].sequence
+
+    @sorted_errors
+    def set_tags(self, entries: Sequence[Entry]) -> None:
+        tags: dict[str, str] = {}
+        for entry in entries:
+            record = entry.record
+            assert isinstance(record, Tags)  # noqa: S101 -- the lane groups by kind
+            tags.update(record.values)
+        self._apply_tags(tags)
+        self._publish_names()
+        self._sequence = entries[-1].sequence
+
+    @sorted_errors
+    def log_media(self, entry: Entry, file: Path) -> None:
+        record = entry.record
+        assert isinstance(record, Media)  # noqa: S101 -- the lane sorts by kind
+        name = self._metrics(record.name)
+        self._publish_names()
+        self._log_row(entry, record.ts, record.step, {name: _media(record, file)})
+        self._sequence = entry.sequence
+
+    @sorted_errors
+    def log_artifact(self, entry: Entry, files: Mapping[str, Path]) -> None:
+        record = entry.record
+        assert isinstance(record, Artifact)  # noqa: S101 -- the lane sorts by kind
+        if record.name is None:
+            for path, source in files.items():
+                self._save_file(path, source)
+        else:
+            self._log_version(entry.sequence, record, record.name, files)
+        self._sequence = entry.sequence
+
+    def held(self) -> int:
+        return self._held
+
+    @sorted_errors
+    def close(self, status: Status, ended_ms: int) -> None:
+        if self._closed:
+            return
+        self._run.summary["unified_tracker/status"] = status
+        self._update_config({"unified_tracker/status": status, "unified_tracker/ended_ms": ended_ms})
+        try:
+            self._run.finish(exit_code=EXIT_CODES[status])
+            wandb.teardown(exit_code=0)  # waits for the service: `finish` alone may return before the file is whole
+        except Exception as error:  # the run cannot be finished a second time: it is replayed by a new process
+            self.broken = f"finishing the run failed: {type(error).__name__}"
+            raise TransientError(
+                f"W&B has not confirmed the end of the run within {FINISH_S:.0f} s ({type(error).__name__}); "
+                "everything is sent again"
+            ) from error
+        memory = self._memory
+        if self._step is not None:
+            earlier = (pair for pair in memory.closed if pair[0] < self._sequence)
+            memory.closed = [*earlier, (self._sequence, self._step)]
+        memory.complete = self._offline
+        memory.config, memory.changed, memory.tags = self._config, self._changed, self._tags
+        memory.write(self._own)
+        self._held, self._closed = self._sequence, True
+
+    # ---- inside ------------------------------------------------------------------------------------------------
+
+    def _log_row(self, entry: Entry, ts: int, step: int | None, row: dict[str, Any]) -> None:
+        if self._step is None:
+            self._step = self._memory.step_after(entry.sequence)
+        if step is not None:
+            row[values.AXIS] = step
+        row["_timestamp"] = ts / 1000
+        if self._step >= self._server_step:
+            self._run.log(row, step=self._step, commit=True)
+        self._step += 1
+
+    def _update_config(self, changed: Mapping[str, Any]) -> None:
+        if changed:
+            self._run.config.update(dict(changed), allow_val_change=True)
+
+    def _publish_names(self) -> None:
+        """Names that had to be changed, with what they were, stand in the configuration."""
+        names = {**self._metrics.changed(), **values.config_keys.changed()}
+        if len(names) > len(self._names):
+            self._names = names
+            originals = {mapped: values.plain(name) for mapped, name in names.items()}
+            self._update_config({"unified_tracker/names": originals})
+
+    def _apply_tags(self, tags: Mapping[str, str]) -> None:
+        self._tags.update(tags)
+        words = [word for word in self._foreign_tags if word and word.partition(":")[0] not in self._tags]
+        self._run.tags = tuple(dict.fromkeys([*words, *values.run_tags(self._tags)]))
+        self._update_config({values.tag_key(key): values.plain(value) for key, value in tags.items()})
+
+    def _save_file(self, path: str, source: Path) -> None:
+        """Copy one plain file of the run to where wandb uploads from, below its own name."""
+        parts = PurePosixPath(path)
+        if parts.is_absolute() or ".." in parts.parts:
+            raise RejectedError(f"{path!r} is no path inside the run's files")
+        if values.RESERVED_FILES.fullmatch(path):
+            parts = PurePosixPath("files") / parts
+        target = Path(self._run.dir) / parts
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.unlink(missing_ok=True)
+        try:
+            os.link(source, target)  # the lane has made the staged file one that nobody writes to
+        except OSError:
+            shutil.copyfile(source, target)
+        if not self._run.save(glob.escape(str(target)), base_path=glob.escape(self._run.dir), policy="now"):
+            raise RejectedError(f"W&B has not taken the file {path!r}")
+
+    def _log_version(self, sequence: int, record: Artifact, name: str, files: Mapping[str, Path]) -> None:
+        """Log a version, unless the latest one is the same: content, metadata and every alias."""
+        if self._uploading is None or self._uploading[0] != sequence:
+            metadata = values.metadata(record)
+            metadata |= {"unified_tracker/name": name} if values.artifact_names(name) != name else {}
+            artifact = wandb.Artifact(
+                values.artifact_names(name), type=values.artifact_types(record.type), metadata=metadata
+            )
+            for path, source in files.items():
+                artifact.add_file(str(source), name=path, policy="immutable", skip_cache=True)
+            wanted = values.aliases(record.aliases)
+            digest, known, aliases = self._versions.get(name, ("", {}, set()))
+            if artifact.digest == digest:
+                if metadata == known and aliases.issuperset(wanted):
+                    return
+                aliases = aliases.union(wanted)
+            else:
+                aliases = set(wanted)
+            self._run.log_artifact(artifact, aliases=wanted)  # same content: W&B moves aliases, makes no new version
+            self._versions[name] = artifact.digest, metadata, aliases
+            self._uploading = sequence, artifact
+        if not self._offline:
+            self._await(self._uploading[1], name)
+        self._uploading = None
+
+    def _await(self, artifact: Any, name: str) -> None:
+        """Wait until the server has an artifact. Errors that it reports are not sorted: the lane tries a few times."""
+        try:
+            artifact.wait(timeout=ARTIFACT_S)
+        except ValueError as error:
+            self._uploading = None
+            self._versions.pop(name, None)
+            raise wandb.Error(f"artifact {name!r}: {error}") from error
+        except Exception as error:
+            if "Timeout" not in type(error).__name__:
+                raise
+            raise TransientError(f"W&B is still taking artifact {name!r}") from error
+
+
+def _settings(*, mode: Literal["online", "offline"], root_dir: str) -> wandb.Settings:
+    """Our settings, as far as this version of wandb knows them."""
+    known = {key: value for key, value in SETTINGS.items() if key in wandb.Settings.model_fields}
+    return wandb.Settings(mode=mode, root_dir=root_dir, **known)
+
+
+def _media(record: Media, file: Path) -> Any:
+    """A record's content as W&B shows it at its step: pictures, tables, and text and figures as HTML."""
+    if record.form == "array":
+        array = np.load(file, allow_pickle=False)
+        grey = array.shape[2:] == (1,)
+        return wandb.Image(Image.fromarray(array.squeeze(2) if grey else array), caption=record.caption)
+    if record.form == "figure" and file.suffix != ".html":
+        return wandb.Image(str(file), caption=record.caption)
+    if record.form == "table":
+        content = msgspec.json.decode(file.read_bytes())
+        rows = content["data"] if "data" in content else content["rows"]
+        limit = max(len(rows), wandb.Table.MAX_ROWS)  # wandb cuts longer tables off
+        wandb.Table.MAX_ROWS, wandb.Table.MAX_ARTIFACT_ROWS = limit, max(limit, wandb.Table.MAX_ARTIFACT_ROWS)
+        return wandb.Table(columns=content["columns"], data=rows, allow_mixed_types=True)
+    text = file.read_text(encoding="utf-8")
+    if record.form == "text":
+        text = f'<pre style="white-space: pre-wrap">{html.escape(text)}</pre>'
+    return wandb.Html(text, inject=False)
