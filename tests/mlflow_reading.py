@@ -68,7 +68,8 @@ class MlflowRun:
 
     def model_files(self, model: Any) -> dict[str, str]:
         """Name to SHA-256 of the files that a LoggedModel holds."""
-        folder = Path(mlflow.artifacts.download_artifacts(f"models:/{model.model_id}", tracking_uri=self.client.tracking_uri))
+        mlflow.set_tracking_uri(self.client.tracking_uri)  # the resolver of `models:/` knows no other way
+        folder = Path(mlflow.artifacts.download_artifacts(f"models:/{model.model_id}"))
         return {
             path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
             for path in folder.rglob("*")

@@ -1,8 +1,8 @@
 """Detectron2 adapter of `unified_tracker`.
 
-    cfg = get_cfg(); add_tracker_config(cfg); cfg.merge_from_file("config.yaml")
-    trainer = DefaultTrainer(cfg)
-    trainer.register_hooks([UnifiedTrackerHook(cfg)])
+cfg = get_cfg(); add_tracker_config(cfg); cfg.merge_from_file("config.yaml")
+trainer = DefaultTrainer(cfg)
+trainer.register_hooks([UnifiedTrackerHook(cfg)])
 """
 
 from __future__ import annotations

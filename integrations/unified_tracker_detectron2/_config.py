@@ -72,7 +72,7 @@ def hook_arguments(cfg: CfgNode) -> dict[str, Any]:
 
 
 def as_dict(config: Any) -> dict[str, Any]:
-    """A configuration of either kind (CfgNode, OmegaConf) as nested plain values; what is none of these becomes text."""
+    """A configuration of either kind (CfgNode, OmegaConf) as nested plain values; anything else becomes text."""
     if isinstance(config, CfgNode):
         plain = yaml.safe_load(config.dump())
         return plain if isinstance(plain, dict) else {}
@@ -87,10 +87,10 @@ def as_yaml(config: Any) -> str:
         from omegaconf import OmegaConf
 
         if OmegaConf.is_config(config):
-            return OmegaConf.to_yaml(config)
+            return str(OmegaConf.to_yaml(config))
     except ImportError:
         pass
-    return yaml.dump(as_dict(config), default_flow_style=False)
+    return str(yaml.dump(as_dict(config), default_flow_style=False))
 
 
 def _without_none(*sources: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:

@@ -22,6 +22,7 @@ from unified_tracker_detectron2._config import as_dict, as_yaml, hook_arguments
 CONFIG_FILE = "model-config.yaml"
 WINDOW = 20  # of Detectron2's own writers: the recorded values equal those of its metrics.json
 FILES = ("log.txt", "metrics.json")
+RESULTS = ("*results*.json", "inference/**/*results*.json")  # where evaluators are usually told to write
 
 
 class UnifiedTrackerHook(HookBase):
@@ -302,5 +303,5 @@ class UnifiedTrackerHook(HookBase):
     def _files(self) -> list[Path]:
         if self._output_dir is None:
             return []
-        results = sorted(self._output_dir.glob("inference/**/*results*.json"))
+        results = [path for where in RESULTS for path in sorted(self._output_dir.glob(where))]
         return [*(self._output_dir / name for name in FILES), *results]

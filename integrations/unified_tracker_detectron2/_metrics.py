@@ -61,7 +61,7 @@ def canonical_evaluation(own: Mapping[str, float], split: str = "val") -> dict[s
         if parts is None or not math.isfinite(value):
             continue
         dataset, task, metric = parts
-        if metric.startswith("AP-") or metric.startswith(("IoU-", "ACC-", "BoundaryIoU-")):
+        if metric.startswith(("AP-", "IoU-", "ACC-", "BoundaryIoU-")):
             continue
         if (recall := re.fullmatch(r"AR([sml]?)@(\d+)", metric)) is not None:
             size = {"": "", "s": "_small", "m": "_medium", "l": "_large"}[recall[1]]

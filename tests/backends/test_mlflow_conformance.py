@@ -52,7 +52,9 @@ class MlflowSubject:
             )
             for model in run.models()
         ]
-        return Stored(metrics, run.params, run.tags, {"run-abcd1234-model": versions}, frozenset(run.files()), run.status)
+        return Stored(
+            metrics, run.params, run.tags, {"run-abcd1234-model": versions}, frozenset(run.files()), run.status
+        )
 
 
 @pytest.fixture(scope="session")
@@ -137,7 +139,9 @@ class ServerSubject(MlflowSubject):
         return super().stored()
 
 
-def test_media_stand_where_mlflows_own_pages_look_for_them(tmp_path: Path, template: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_media_stand_where_mlflows_own_pages_look_for_them(
+    tmp_path: Path, template: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     shutil.copyfile(template, tmp_path / "mlflow.db")
     subject = MlflowSubject(f"sqlite:///{tmp_path / 'mlflow.db'}", tmp_path, "abcd1234")
@@ -147,8 +151,12 @@ def test_media_stand_where_mlflows_own_pages_look_for_them(tmp_path: Path, templ
     tracker = subject.tracker()
     tracker.open(run_info("mlflow", "abcd1234"))
     for _ in range(2):  # a replay
-        tracker.log_media(entry(1, Media(1000, "array", "val/sample", 3, StagedFile("p", "p.npy", 1, 1))), tmp_path / "p.npy")
-        tracker.log_media(entry(2, Media(1000, "table", "val/t", 3, StagedFile("t", "t.json", 1, 1))), tmp_path / "t.json")
+        tracker.log_media(
+            entry(1, Media(1000, "array", "val/sample", 3, StagedFile("p", "p.npy", 1, 1))), tmp_path / "p.npy"
+        )
+        tracker.log_media(
+            entry(2, Media(1000, "table", "val/t", 3, StagedFile("t", "t.json", 1, 1))), tmp_path / "t.json"
+        )
     tracker.close("FINISHED", 2000)
     run = MlflowRun(subject.uri, "abcd1234")
     images = sorted(run.files("images"))

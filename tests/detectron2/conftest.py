@@ -33,7 +33,15 @@ def train(data: Path, output: Path, timeout_s: float = 180, **wish: Any) -> Trai
     """Run one training in `output` and wait for it; MLflow stands in `output/mlflow.db`."""
     output.mkdir(parents=True, exist_ok=True)
     wish = {"data": str(data), "output": str(output), "iterations": ITERATIONS, **wish}
-    wish["opts"] = ["TEST.EVAL_PERIOD", 10, "SOLVER.CHECKPOINT_PERIOD", 10, "SOLVER.IMS_PER_BATCH", 2, *wish.get("opts", [])]
+    wish["opts"] = [
+        "TEST.EVAL_PERIOD",
+        10,
+        "SOLVER.CHECKPOINT_PERIOD",
+        10,
+        "SOLVER.IMS_PER_BATCH",
+        2,
+        *wish.get("opts", []),
+    ]
     done = subprocess.run(
         [sys.executable, str(PROGRAM), json.dumps(wish)],
         cwd=output,

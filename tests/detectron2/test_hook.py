@@ -8,9 +8,9 @@ import math
 from pathlib import Path
 
 import pytest
-from tests.mlflow_reading import MlflowRun
 
 from tests.detectron2.conftest import ITERATIONS, Training, train
+from tests.mlflow_reading import MlflowRun
 from unified_tracker._rundir import find_runs
 
 
@@ -36,7 +36,9 @@ def test_every_number_of_detectron2s_own_log_is_stored(trained: Training, stored
     missing = [
         (name, step, value)
         for name, step, value in rows
-        if not any(at == step and (v == value or (math.isnan(v) and math.isnan(value))) for at, v in metrics.get(name, []))
+        if not any(
+            at == step and (v == value or (math.isnan(v) and math.isnan(value))) for at, v in metrics.get(name, [])
+        )
     ]
     assert len(rows) > 60
     assert missing == []
@@ -235,7 +237,9 @@ def wait_until_delivered(run_dir: Path) -> None:
     import sys
 
     for _ in range(60):
-        code = subprocess.run([sys.executable, "-m", "unified_tracker._uploader", str(run_dir)], timeout=120, check=False)
+        code = subprocess.run(
+            [sys.executable, "-m", "unified_tracker._uploader", str(run_dir)], timeout=120, check=False
+        )
         if code.returncode == 0:
             return
     raise AssertionError(f"{run_dir} was not delivered")

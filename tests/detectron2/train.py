@@ -14,15 +14,14 @@ from pathlib import Path
 from typing import Any
 
 from detectron2.data.datasets import register_coco_instances
-from detectron2.engine import DefaultTrainer, HookBase, SimpleTrainer, default_setup, hooks, launch
-from detectron2.engine import defaults
+from detectron2.engine import DefaultTrainer, HookBase, SimpleTrainer, default_setup, defaults, hooks, launch
 from detectron2.engine.defaults import default_argument_parser
 from detectron2.utils import comm
 from torch.nn.parallel import DistributedDataParallel
-from unified_tracker_detectron2 import UnifiedTrackerHook
 
 from unified_tracker.demo._detectron2 import ShapesTrainer, configuration
 from unified_tracker.demo._plan import Plan
+from unified_tracker_detectron2 import UnifiedTrackerHook
 
 
 class Trouble(HookBase):

@@ -20,7 +20,9 @@ from unified_tracker._records import Artifact, Finished, Metrics, Params, Record
 text = st.text(st.characters(exclude_categories=("Cs",)), max_size=40)
 numbers = st.floats() | st.integers(-(2**63), 2**63 - 1)
 records: st.SearchStrategy[Record] = st.one_of(
-    st.builds(Metrics, st.integers(0, 2**62), st.none() | st.integers(-(2**63), 2**63 - 1), st.dictionaries(text, numbers)),
+    st.builds(
+        Metrics, st.integers(0, 2**62), st.none() | st.integers(-(2**63), 2**63 - 1), st.dictionaries(text, numbers)
+    ),
     st.builds(Params, st.integers(0, 2**62), st.dictionaries(text, text | numbers | st.lists(text))),
     st.builds(Tags, st.integers(0, 2**62), st.dictionaries(text, text)),
     st.builds(Finished, st.integers(0, 2**62), st.sampled_from(["FINISHED", "FAILED", "KILLED"]), st.none() | text),
@@ -175,7 +177,9 @@ print(kept, lost, journal.first_error)
 
 
 def test_a_full_disk_loses_counted_records_and_nothing_else(tmp_path: Path) -> None:
-    done = subprocess.run([sys.executable, "-c", WRITER, str(tmp_path)], capture_output=True, text=True, check=True, timeout=60)
+    done = subprocess.run(
+        [sys.executable, "-c", WRITER, str(tmp_path)], capture_output=True, text=True, check=True, timeout=60
+    )
     kept, lost, *error = done.stdout.split()
     assert int(kept) + int(lost) == 100
     assert int(lost) > 50

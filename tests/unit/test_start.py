@@ -5,7 +5,6 @@ from __future__ import annotations
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +18,13 @@ from unified_tracker._records import Artifact, Finished, Metrics, Params, Record
 
 
 @pytest.fixture
-def recording(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+def recording(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A working folder in which runs are recorded but not delivered: no uploader is started."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(_start.UploaderProcess, "start", lambda self: None)
     monkeypatch.setattr("unified_tracker._plugins.require", lambda backend: None)  # no client is needed to record
     monkeypatch.setattr("unified_tracker._watch.DeliveryWatch.wait", lambda self, last, timeout_s: False)
-    yield tmp_path
+    return tmp_path
 
 
 def records(run: ut.Run) -> list[Record]:
@@ -42,7 +41,9 @@ def test_backend_is_the_argument_then_the_environment_then_the_file_then_mlflow(
 ) -> None:
     with ut.start_run() as run:
         assert backends(run) == ["mlflow"]
-    (recording / "tracker.yaml").write_text("tracker: [mlflow, wandb]\nproject: from-file\noptions: {wandb: {mode: offline}}\n")
+    (recording / "tracker.yaml").write_text(
+        "tracker: [mlflow, wandb]\nproject: from-file\noptions: {wandb: {mode: offline}}\n"
+    )
     with ut.start_run() as run:
         assert backends(run) == ["mlflow", "wandb"]
         assert run.info.project == "from-file"
@@ -73,7 +74,9 @@ def test_off_turns_tracking_off_everywhere(recording: Path, monkeypatch: pytest.
 
 
 def test_unknown_backend_lists_what_there_is(recording: Path) -> None:
-    with pytest.raises(ut.BackendNotFoundError, match=r"no tracker backend named 'mlfow' \(installed: .*mlflow, wandb.*'off'"):
+    with pytest.raises(
+        ut.BackendNotFoundError, match=r"no tracker backend named 'mlfow' \(installed: .*mlflow, wandb.*'off'"
+    ):
         ut.start_run("mlfow")
 
 
@@ -91,7 +94,9 @@ def test_misspelt_key_in_the_file_is_refused(recording: Path) -> None:
 def test_missing_sdk_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(ut.BackendUnavailableError, match=r"needs the package 'mlflow': pip install \"unified-tracker\[mlflow\]\""):
+    with pytest.raises(
+        ut.BackendUnavailableError, match=r"needs the package 'mlflow': pip install \"unified-tracker\[mlflow\]\""
+    ):
         ut.start_run("mlflow")
 
 
@@ -118,7 +123,12 @@ def test_an_exception_is_recorded_and_raised_again(recording: Path) -> None:
 
 @pytest.mark.parametrize(
     ("error", "status"),
-    [(KeyboardInterrupt(), "KILLED"), (SystemExit(0), "FINISHED"), (SystemExit(3), "FAILED"), (SystemExit(143), "KILLED")],
+    [
+        (KeyboardInterrupt(), "KILLED"),
+        (SystemExit(0), "FINISHED"),
+        (SystemExit(3), "FAILED"),
+        (SystemExit(143), "KILLED"),
+    ],
 )
 def test_status_follows_the_way_out(recording: Path, error: BaseException, status: str) -> None:
     with pytest.raises(type(error)), ut.start_run("mlflow") as run:
@@ -128,7 +138,9 @@ def test_status_follows_the_way_out(recording: Path, error: BaseException, statu
     assert last.status == status
 
 
-def test_a_bad_value_is_refused_and_its_neighbours_are_recorded(recording: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_bad_value_is_refused_and_its_neighbours_are_recorded(
+    recording: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     with ut.start_run("mlflow") as run:
         run.log_metrics({"good": 1.0, "bad": "text", "array": np.zeros(3), "tensor": np.float32(2)}, step=np.int64(3))
         run.log_metrics({"x": 1.0}, step="later")  # type: ignore[arg-type]
@@ -184,7 +196,11 @@ def test_a_rotated_checkpoint_keeps_its_bytes_and_a_rewritten_one_is_copied(reco
             run.log_checkpoint(rewritten, step=2)
     artifacts = [record for record in records(run) if isinstance(record, Artifact)]
     assert run.dir is not None
-    assert [(run.dir / artifact.files[0].staged).read_bytes() for artifact in artifacts] == [b"one", b"first", b"second"]
+    assert [(run.dir / artifact.files[0].staged).read_bytes() for artifact in artifacts] == [
+        b"one",
+        b"first",
+        b"second",
+    ]
     assert {artifact.name for artifact in artifacts} == {f"run-{run.id}-model"}
 
 
@@ -216,11 +232,13 @@ def test_a_run_that_another_process_writes_to_is_refused(recording: Path) -> Non
         "run = ut.start_run('mlflow', id='samesame')\n"
         "print('up', flush=True); sys.stdin.read()\n"
     )
-    other = subprocess.Popen([sys.executable, "-c", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=recording)
+    other = subprocess.Popen(
+        [sys.executable, "-c", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=recording
+    )
     assert other.stdout is not None
     assert other.stdout.readline() == b"up\n"
     try:
-        with pytest.raises(ut.ConfigurationError, match="run samesame .* is being written by another process"):
+        with pytest.raises(ut.ConfigurationError, match=r"run samesame .* is being written by another process"):
             ut.start_run("mlflow", id="samesame")
     finally:
         other.kill()
@@ -261,7 +279,8 @@ def test_importing_and_logging_loads_no_sdk_and_starts_no_thread(recording: Path
         "import sys, threading\n"
         "before = set(sys.modules)\n"
         "import unified_tracker as ut\n"
-        "assert not {'mlflow', 'wandb', 'torch', 'numpy', 'typer', 'rich', 'pluggy', 'yaml'} & set(sys.modules), 'import'\n"
+        "heavy = {'mlflow', 'wandb', 'torch', 'numpy', 'typer', 'rich', 'pluggy', 'yaml'}\n"
+        "assert not heavy & set(sys.modules), 'import'\n"
         "from unified_tracker import _start\n"
         "_start.UploaderProcess.start = lambda self: None\n"
         "from unified_tracker import _plugins\n"

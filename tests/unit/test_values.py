@@ -70,7 +70,9 @@ def test_steps_are_int64_or_said_to_be_none(given_step: Any, expected: Any) -> N
 def test_configs_of_anything_become_plain() -> None:
     cyclic: dict[str, Any] = {"a": 1}
     cyclic["self"] = cyclic
-    result = plain({"f": len, "c": Awkward, 1: (1, 2), "s": {3, 1}, "o": object(), "cycle": cyclic, "np": np.float64(2)})
+    result = plain(
+        {"f": len, "c": Awkward, 1: (1, 2), "s": {3, 1}, "o": object(), "cycle": cyclic, "np": np.float64(2)}
+    )
     assert result["f"] == "builtins.len"
     assert result["c"].endswith("Awkward")
     assert result["1"] == [1, 2]
@@ -109,7 +111,9 @@ def test_an_acceptable_name_stays_and_a_name_that_looks_like_a_mapped_one_stays_
     assert rename("AR@100") != rename("AR#100") != rename("AR_100") == "AR_100"
 
 
-@pytest.mark.parametrize("key", ["password", "WANDB_API_KEY", "authToken", "db.secret", "aws_secret_access_key", "auth"])
+@pytest.mark.parametrize(
+    "key", ["password", "WANDB_API_KEY", "authToken", "db.secret", "aws_secret_access_key", "auth"]
+)
 def test_credentials_are_recognised_by_their_key(key: str) -> None:
     assert is_secret_name(key)
 
@@ -131,7 +135,9 @@ def test_secrets_are_masked_wherever_they_stand() -> None:
     assert "hf_aaa" not in repr(masked)
     assert masked["db"]["max_tokens"] == 5
     assert "@host/db" in masked["db"]["uri"]
-    assert secret not in " ".join(mask_command(["train.py", "--password", secret, f"--api-key={secret}", f"https://a:{secret}@b"]))
+    assert secret not in " ".join(
+        mask_command(["train.py", "--password", secret, f"--api-key={secret}", f"https://a:{secret}@b"])
+    )
     source = f"model = dict(type='X')\napi_key = '{secret}'\nload_from: http://u:{secret}@h/x\n  token: {secret}\n"
     assert secret not in mask_source(source)
     assert "model = dict(type='X')" in mask_source(source)

@@ -111,7 +111,12 @@ def _cuda() -> dict[str, Any]:
 def _git(folder: Path) -> dict[str, str]:
     def ask(*arguments: str) -> str:
         done = subprocess.run(
-            ["git", *arguments], cwd=folder, capture_output=True, text=True, timeout=2, check=True  # noqa: S607
+            ["git", *arguments],  # noqa: S607 -- the user's own git, wherever it is
+            cwd=folder,
+            capture_output=True,
+            text=True,
+            timeout=2,
+            check=True,
         )
         return done.stdout.strip()
 

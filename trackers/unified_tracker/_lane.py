@@ -82,7 +82,12 @@ class Lane:
             0 when done, 2 when it gave up for now.
         """
         before = self._directory.lane_state(self._backend)
-        if before is not None and before.done and not self._directory.writer_alive() and not self._reader.read(final=True):
+        if (
+            before is not None
+            and before.done
+            and not self._directory.writer_alive()
+            and not self._reader.read(final=True)
+        ):
             return DONE
         if self._tracker.rebuilds:
             self._held = Held()
@@ -123,9 +128,7 @@ class Lane:
                 for entry in batch:
                     self._deliver_one(entry)
             last = batch[-1]
-            self._sent.append(
-                (last.sequence, Held(last.sequence, *last.end, records=self._state.records + len(batch)))
-            )
+            self._sent.append((last.sequence, Held(last.sequence, *last.end, records=self._state.records + len(batch))))
             self._state = msgspec.structs.replace(
                 self._state, read=last.sequence, records=self._state.records + len(batch)
             )

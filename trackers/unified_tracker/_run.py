@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Concatenate, Final, Literal, ParamSpec
+from typing import Any, Concatenate, Final, Literal, ParamSpec, cast
 
 import msgspec
 
@@ -47,7 +47,7 @@ def _call(method: Callable[Concatenate[Run, P], None]) -> Callable[Concatenate[R
         except Exception as error:  # noqa: BLE001 -- promise 3: tracking never ends a training
             self._refuse(method.__name__, f"{type(error).__name__}: {error}", error)
 
-    return call
+    return cast("Callable[Concatenate[Run, P], None]", call)
 
 
 class Run:
@@ -285,10 +285,14 @@ class Run:
         self._append(record)
 
     @_call
-    def _log_file(self, name: str, content: bytes) -> None:
-        """A plain file of the run whose content exists in memory only. For the training session."""
+    def _log_file(self, name: str, content: bytes | Path) -> None:
+        """A plain file of the run under a name of its own. For the training session."""
         assert self._staging is not None  # noqa: S101 -- `_call` has checked `active`
-        self._append(Artifact(now_ms(), None, "file", (self._staging.write(name, content),)))
+        if isinstance(content, bytes):
+            staged = self._staging.write(name, content)
+        else:
+            staged = self._staging.hold(content, name, "copy")
+        self._append(Artifact(now_ms(), None, "file", (staged,)))
 
     # ---- the end -----------------------------------------------------------------------------------------------
 

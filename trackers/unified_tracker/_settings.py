@@ -30,7 +30,11 @@ def choose(tracker: TrackerChoice, from_file: Mapping[str, Any]) -> list[str]:
     environment = os.environ.get(VARIABLE, "").strip()
     if environment.lower() == OFF:
         return []
-    for source, value in (("tracker", tracker), (f"${VARIABLE}", environment or None), (FILE, from_file.get("tracker"))):
+    for source, value in (
+        ("tracker", tracker),
+        (f"${VARIABLE}", environment or None),
+        (FILE, from_file.get("tracker")),
+    ):
         if value is not None:
             return _names(source, value)
     return [DEFAULT]

@@ -43,8 +43,9 @@ def start_run(
     """Start recording a training, or go on with one.
 
     Args:
-        tracker: "mlflow", "wandb", the name of any installed plugin, a list of names, or "off". None: `$UNIFIED_TRACKER`,
-            then `tracker:` in `tracker.yaml` of the working folder, then "mlflow". `UNIFIED_TRACKER=off` always wins.
+        tracker: "mlflow", "wandb", the name of any installed plugin, a list of names, or "off". None takes
+            `$UNIFIED_TRACKER`, else `tracker:` in `tracker.yaml` of the working folder, else "mlflow".
+            `UNIFIED_TRACKER=off` wins over everything.
         project: MLflow experiment, W&B project.
         name, description, tags: As the backend shows them.
         config: Parameters, recorded as by `Run.log_params`.
@@ -114,7 +115,7 @@ class RunSettings:
         values = _settings.read_file(working)
         values.update({key: value for key, value in given.items() if value is not None})
         names = _settings.choose(tracker, values)
-        on_error = values.get("on_error") or "warn"
+        on_error: OnError = values.get("on_error") or "warn"
         if on_error not in {"warn", "raise"}:
             raise ConfigurationError(f"on_error must be 'warn' or 'raise', not {on_error!r}")
         backends, secrets = _check_backends(names, _merged_options(values.get("options") or {}, options or {}))
@@ -229,7 +230,9 @@ def _check_backends(
     backends = {name: _plugins.load(name) for name in names}
     for name in options:
         if name not in backends and name not in _plugins.installed():
-            raise ConfigurationError(f"options for {name!r}, which is no installed backend: {', '.join(_plugins.installed())}")
+            raise ConfigurationError(
+                f"options for {name!r}, which is no installed backend: {', '.join(_plugins.installed())}"
+            )
     for name, backend in backends.items():
         _plugins.require(backend)
         own = backend.check(dict(options.get(name, {})))

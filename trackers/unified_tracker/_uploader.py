@@ -64,7 +64,11 @@ class LaneProcess:
 
 
 def deliver(
-    directory: RunDirectory, *, linger_s: float, progress: Callable[[], None] = lambda: None, backends: Sequence[str] = ()
+    directory: RunDirectory,
+    *,
+    linger_s: float,
+    progress: Callable[[], None] = lambda: None,
+    backends: Sequence[str] = (),
 ) -> int:
     """Deliver a run directory until it is done or every lane has given up for now.
 

@@ -28,7 +28,18 @@ from unified_tracker._tracker import RunInfo, Tracker
 
 __all__ = ["Stored", "StoredVersion", "Subject", "TrackerConformance", "entry", "run_info"]
 
-ODD_NAMES = ("AR@100", "AR#100", "AR_100", "min(IoU, B-IoU)", "käse/größe", "a//b", "a/b", "/lead", " space ", "x" * 300)
+ODD_NAMES = (
+    "AR@100",
+    "AR#100",
+    "AR_100",
+    "min(IoU, B-IoU)",
+    "käse/größe",
+    "a//b",
+    "a/b",
+    "/lead",
+    " space ",
+    "x" * 300,
+)
 
 
 @dataclass(frozen=True)
@@ -154,7 +165,9 @@ class TrackerConformance:
         assert stored.params["new"] == "x"
 
     def test_long_params_lose_no_neighbour(self, subject: Subject) -> None:
-        stored = _deliver(subject, [Params(1000, {"long": "y" * 100_000, "short": 1, **{f"k{i}": i for i in range(250)}})])
+        stored = _deliver(
+            subject, [Params(1000, {"long": "y" * 100_000, "short": 1, **{f"k{i}": i for i in range(250)}})]
+        )
         assert stored.params["short"] == "1"
         assert stored.params["long"].startswith("y" * 5000)
         assert stored.params["k249"] == "249"
@@ -181,7 +194,11 @@ class TrackerConformance:
     def test_an_alias_stands_on_one_version_only(self, subject: Subject, tmp_path: Path) -> None:
         records = [_version(tmp_path, "weights", content, aliases=("best",)) for content in (b"1", b"2", b"3")]
         versions = _deliver(subject, records, tmp_path).versions["run-abcd1234-model"]
-        assert [("best" in v.aliases, "latest" in v.aliases) for v in versions] == [(False, False), (False, False), (True, True)]
+        assert [("best" in v.aliases, "latest" in v.aliases) for v in versions] == [
+            (False, False),
+            (False, False),
+            (True, True),
+        ]
 
     def test_plain_files_keep_their_names(self, subject: Subject, tmp_path: Path) -> None:
         files = tuple(_staged(tmp_path, name, name.encode()) for name in ("log.txt", "sub/config.yaml"))
@@ -213,7 +230,7 @@ def _feed(tracker: Tracker, entries: Sequence[Entry], folder: Path | None) -> No
         elif isinstance(record, Tags):
             tracker.set_tags([each])
         elif isinstance(record, Artifact):
-            assert folder is not None  # noqa: S101 -- this module is for tests
+            assert folder is not None
             tracker.log_artifact(each, {file.path: folder / file.staged for file in record.files})
         else:
             raise RejectedError(f"not part of the suite: {record!r}")
@@ -231,7 +248,9 @@ def _version(
     folder: Path, name: str, content: bytes, aliases: tuple[str, ...] = (), metrics: dict[str, Any] | None = None
 ) -> Artifact:
     file = _staged(folder, name, content)
-    return Artifact(1500, "run-abcd1234-model", "model", (file,), aliases, {"framework": "none"}, metrics or {}, 10, 1.0)
+    return Artifact(
+        1500, "run-abcd1234-model", "model", (file,), aliases, {"framework": "none"}, metrics or {}, 10, 1.0
+    )
 
 
 def _staged(folder: Path, name: str, content: bytes) -> StagedFile:

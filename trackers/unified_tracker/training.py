@@ -11,7 +11,7 @@ import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Concatenate, Final, ParamSpec, TypeVar
+from typing import Any, Concatenate, Final, ParamSpec, TypeVar, cast
 
 import msgspec
 
@@ -48,7 +48,7 @@ def guarded(method: Callable[Concatenate[S, P], None]) -> Callable[Concatenate[S
                 _said.add(key)
                 say(f"{method.__qualname__} failed, training goes on: {type(error).__name__}: {error}")
 
-    return call
+    return cast("Callable[Concatenate[S, P], None]", call)
 
 
 @dataclass(frozen=True)
@@ -148,9 +148,7 @@ class TrainingSession:
             name, text = file
             self.run._log_file(name, mask_source(text).encode("utf-8", "replace"))
 
-    def step_ended(
-        self, step: int, epoch: float | None, own: Mapping[str, Any], canonical: Mapping[str, Any]
-    ) -> None:
+    def step_ended(self, step: int, epoch: float | None, own: Mapping[str, Any], canonical: Mapping[str, Any]) -> None:
         """Record the scalars of a step; the adapter decides at which steps."""
         values = {**own, **canonical} if self._framework_names else dict(canonical)
         if epoch is not None:
@@ -206,9 +204,12 @@ class TrainingSession:
             keep_open: Leave the run open for what a script still wants to record; it is finished at exit.
         """
         self.settle()
-        for path in files:
+        names: set[str] = set()
+        for path in dict.fromkeys(files):
             if path.is_file() and path.stat().st_size <= LARGEST_FILE:
-                self.run.log_artifact(path)
+                name = path.name if path.name not in names else f"{path.parent.name}/{path.name}"
+                names.add(name)
+                self.run._log_file(name, path)
             elif path.is_file():
                 say(f"{path} is larger than {LARGEST_FILE >> 20} MiB and is not recorded; run.log_artifact does it")
         if self._evaluations:

@@ -27,7 +27,7 @@ def check(options: Mapping[str, Any]) -> dict[str, Any]:
     run_id, owned = options.get("run_id") or os.environ.get("MLFLOW_RUN_ID"), True
     client = sys.modules.get("mlflow")  # only if the user has imported it
     active = client.active_run() if client is not None else None
-    if active is not None and not options.get("run_id"):
+    if client is not None and active is not None and not options.get("run_id"):
         run_id, owned = active.info.run_id, False
         uri = options.get("tracking_uri") or client.get_tracking_uri()
     return {

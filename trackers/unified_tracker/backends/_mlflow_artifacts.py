@@ -12,8 +12,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
-import msgspec
 import mlflow
+import msgspec
 import numpy as np
 from mlflow.entities import LoggedModel, LoggedModelOutput, Metric
 from PIL import Image
@@ -81,7 +81,7 @@ class MlflowArtifacts:
             self.write_file(f"{folder}/{stem}{Path(record.file.path).suffix}", file.read_bytes())
 
     def log_version(self, sequence: int, record: Artifact, files: Mapping[str, Path]) -> None:
-        """A versioned artifact: `<name>/v<k>/...` with `<name>/versions.json`. Content that is there is not sent again."""
+        """A versioned artifact: `<name>/v<k>/...` with `<name>/versions.json`. Known content is not sent again."""
         assert record.name is not None  # noqa: S101 -- the tracker sorts
         digest, each = files_digest(files)
         versions = self._versions(record.name)

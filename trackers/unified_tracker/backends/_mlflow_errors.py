@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import Concatenate, Final, ParamSpec, TypeVar
+from typing import Concatenate, Final, ParamSpec, TypeVar, cast
 
 import mlflow
 
@@ -47,4 +47,4 @@ def sorted_errors(call: Callable[Concatenate[S, P], T]) -> Callable[Concatenate[
         except OSError as error:  # requests' exceptions are OSErrors too
             raise TransientError(f"{type(error).__name__}: {mask_text(str(error))}") from error
 
-    return checked
+    return cast("Callable[Concatenate[S, P], T]", checked)
