@@ -36,6 +36,8 @@ from mlflow.entities import Metric, Param, RunTag  # noqa: E402
 
 RUN_TAG: Final = "unified_tracker.run_id"
 NAME_TAG: Final = "unified_tracker.name."
+# MLflow's pages open an experiment as one of language models unless it says what it is.
+TRAINING_PAGES: Final = {"mlflow.experimentKind": "custom_model_development"}
 METRICS_A_CALL: Final = 1000
 PARAMS_A_CALL: Final = 100
 PARAM_LIMIT: Final = 6000
@@ -186,7 +188,8 @@ class MlflowTracker:
         found = self._client.get_experiment_by_name(name)
         if found is None:
             try:
-                return str(self._client.create_experiment(name, self._options.get("artifact_location")))
+                location = self._options.get("artifact_location")
+                return str(self._client.create_experiment(name, location, tags=TRAINING_PAGES))
             except mlflow.MlflowException:
                 found = self._client.get_experiment_by_name(name)  # somebody else was faster
                 if found is None:
