@@ -1,4 +1,4 @@
-"""How far runs are delivered, and delivering them in the foreground: what `unified-tracker runs` and `sync` stand on."""
+"""How far runs are delivered, and delivering them in the foreground: what the commands `runs` and `sync` stand on."""
 
 from __future__ import annotations
 

@@ -183,3 +183,7 @@ def _write_json(content: Any) -> None:
 def _stop(why: str, code: int) -> NoReturn:
     Console(stderr=True).print(Text(why, style="red"), soft_wrap=True)
     raise typer.Exit(code)
+
+
+if __name__ == "__main__":
+    app()
