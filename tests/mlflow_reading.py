@@ -68,8 +68,9 @@ class MlflowRun:
 
     def model_files(self, model: Any) -> dict[str, str]:
         """Name to SHA-256 of the files that a LoggedModel holds."""
-        mlflow.set_tracking_uri(self.client.tracking_uri)  # the resolver of `models:/` knows no other way
-        folder = Path(mlflow.artifacts.download_artifacts(f"models:/{model.model_id}"))
+        # Not by `models:/<id>`: that is resolved with the global tracking URI, whatever is passed.
+        uri = {"artifact_uri": model.artifact_location, "tracking_uri": self.client.tracking_uri}
+        folder = Path(mlflow.artifacts.download_artifacts(**uri))
         return {
             path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
             for path in folder.rglob("*")

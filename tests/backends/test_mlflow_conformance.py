@@ -24,8 +24,8 @@ from PIL import Image
 
 from tests.mlflow_reading import ALIAS, MlflowRun
 from unified_tracker import Tracker
-from unified_tracker._records import Media, StagedFile
 from unified_tracker.backends._mlflow import create
+from unified_tracker.records import Media, StagedFile
 from unified_tracker.testing import Stored, StoredVersion, Subject, TrackerConformance, entry, run_info
 
 NAME = "unified_tracker.name."
@@ -163,5 +163,6 @@ def test_media_stand_where_mlflows_own_pages_look_for_them(
     assert len(images) == 2
     assert images[1].startswith("images/val~sample+step+3+timestamp+1000+")
     assert np.array_equal(np.asarray(Image.open(BytesIO(run.files()[images[1]]))), picture)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", subject.uri)  # `load_table` asks the global one
     table = run.client.load_table(run.run.info.experiment_id, "tables/val/t/step_000000003.json", [run.id])
     assert table["a"].tolist()[0] == 1

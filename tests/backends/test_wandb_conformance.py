@@ -14,9 +14,9 @@ pytest.importorskip("wandb")
 from tests.backends.wandb_feeding import clean_environment
 from tests.backends.wandb_files import OfflineArtifact, offline_folders, read_run
 from unified_tracker import Tracker
-from unified_tracker._records import Status
 from unified_tracker._values import flatten
 from unified_tracker.backends._wandb import create
+from unified_tracker.records import Status
 from unified_tracker.testing import Stored, StoredVersion, Subject, TrackerConformance, run_info
 
 STATUS: Final = {0: "FINISHED", 1: "FAILED", 255: "KILLED"}

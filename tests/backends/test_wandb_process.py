@@ -15,7 +15,8 @@ import pytest
 pytest.importorskip("wandb")
 
 from tests.backends.wandb_feeding import clean_environment
-from tests.backends.wandb_files import DamagedFileError, OfflineRun, offline_folders, read_run
+from tests.backends.wandb_files import OfflineRun, offline_folders, read_run
+from unified_tracker.demo._wandb_files import DamagedFileError
 
 
 @pytest.fixture(autouse=True)

@@ -17,9 +17,9 @@ pytest.importorskip("wandb")
 from tests.backends.wandb_feeding import TS, Feeder, clean_environment, info
 from tests.backends.wandb_files import OfflineRun, offline_folders, read_run
 from unified_tracker._errors import RejectedError, TransientError
-from unified_tracker._records import Metrics, Params, Tags
 from unified_tracker._tracker import RunInfo
 from unified_tracker.backends._wandb_tracker import WandbTracker
+from unified_tracker.records import Metrics, Params, Tags
 
 
 @pytest.fixture(autouse=True)

@@ -9,9 +9,8 @@ from typing import Any, Final
 
 import pytest
 
-from unified_tracker._journal import Entry, Position
-from unified_tracker._records import Artifact, Media, Metrics, Record, StagedFile
 from unified_tracker._tracker import RunInfo
+from unified_tracker.records import Artifact, Entry, Media, Metrics, Position, Record, StagedFile
 
 TS: Final = 1_700_000_000_000
 KEY: Final = "k" * 40

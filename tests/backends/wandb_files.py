@@ -1,29 +1,14 @@
-"""Reading W&B's offline files back: an own reader of the record log, for tests only.
-
-A `.wandb` file is a 7-byte header (":W&B", u16 0xBEE1, version 0) and blocks of 32 KiB (the first one 7 bytes short)
-of chunks: crc32 u32, length u16, kind u8 (1 whole, 2 first, 3 middle, 4 last), payload. A payload, put together, is a
-protobuf `Record`.
-"""
+"""Reading W&B's offline runs back, for tests: what their records say, put together."""
 
 from __future__ import annotations
 
 import json
-import struct
-import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
-from wandb.proto import wandb_internal_pb2 as proto
-
-HEADER: Final = struct.pack("<4sHB", b":W&B", 0xBEE1, 0)
-CHUNK: Final = struct.Struct("<IHB")
-BLOCK: Final = 32768
-
-
-class DamagedFileError(Exception):
-    """The file ends within a record, or a checksum does not match."""
+from unified_tracker.demo._wandb_files import offline_records
 
 
 @dataclass
@@ -75,41 +60,9 @@ def read_run(folder: Path) -> OfflineRun:
     """
     (path,) = folder.glob("*.wandb")
     run = OfflineRun()
-    for record in records(path):
+    for record in offline_records(path):
         _take(run, record)
     return run
-
-
-def records(path: Path) -> Iterator[Any]:
-    """The protobuf records of a `.wandb` file."""
-    for payload in _payloads(path.read_bytes()):
-        record = proto.Record()
-        record.ParseFromString(payload)
-        yield record
-
-
-def _payloads(data: bytes) -> Iterator[bytes]:
-    if data[: len(HEADER)] != HEADER:
-        raise DamagedFileError(f"no W&B header: {data[:7]!r}")
-    at, parts = len(HEADER), []
-    while at < len(data):
-        left = BLOCK - at % BLOCK
-        if left < CHUNK.size:
-            at += left
-            continue
-        if at + CHUNK.size > len(data):
-            raise DamagedFileError("the file ends within a header")
-        checksum, length, kind = CHUNK.unpack_from(data, at)
-        end = at + CHUNK.size + length
-        if end > len(data) or zlib.crc32(data[at + 6 : end]) != checksum:
-            raise DamagedFileError(f"chunk at {at} is damaged")
-        parts.append(data[at + CHUNK.size : end])
-        at = end
-        if kind in {1, 4}:
-            yield b"".join(parts)
-            parts = []
-    if parts:
-        raise DamagedFileError("the file ends within a record")
 
 
 def _take(run: OfflineRun, record: Any) -> None:

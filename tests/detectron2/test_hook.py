@@ -30,16 +30,15 @@ def own_log(work_dir: Path) -> list[tuple[str, int, float]]:
     return rows
 
 
+def holds(rows: list[tuple[int, float]], step: int, value: float) -> bool:
+    """True if a value stands at a step; a NaN is equal to a NaN."""
+    return any(at == step and (v == value or (math.isnan(v) and math.isnan(value))) for at, v in rows)
+
+
 def test_every_number_of_detectron2s_own_log_is_stored(trained: Training, stored: MlflowRun) -> None:
     rows = own_log(trained.work_dir)
     metrics = stored.metrics()
-    missing = [
-        (name, step, value)
-        for name, step, value in rows
-        if not any(
-            at == step and (v == value or (math.isnan(v) and math.isnan(value))) for at, v in metrics.get(name, [])
-        )
-    ]
+    missing = [row for row in rows if not holds(metrics.get(row[0], []), *row[1:])]
     assert len(rows) > 60
     assert missing == []
 

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-import math
 
 import pytest
 
 from tests.backends.wandb_files import OfflineRun, offline_folders, read_run
 from tests.detectron2.conftest import Training
-from tests.detectron2.test_hook import own_log
+from tests.detectron2.test_hook import holds, own_log
 from tests.mlflow_reading import MlflowRun
 
 
@@ -27,11 +26,7 @@ def rows_of(run: OfflineRun, name: str) -> list[tuple[int, float]]:
 
 def test_every_number_of_detectron2s_own_log_is_stored(trained: Training, stored: OfflineRun) -> None:
     rows = own_log(trained.work_dir)
-    missing = [
-        (name, step, value)
-        for name, step, value in rows
-        if not any(at == step and (v == value or math.isnan(v) and math.isnan(value)) for at, v in rows_of(stored, name))
-    ]
+    missing = [row for row in rows if not holds(rows_of(stored, row[0]), *row[1:])]
     assert len(rows) > 60
     assert missing == []
 

@@ -68,9 +68,6 @@ def test_an_argument_that_the_hook_does_not_have(tmp_path: Path) -> None:
     assert "config" in text
 
 
-@pytest.mark.xfail(
-    reason="_plugins.load lets the exception of a hook through without the distribution's name", strict=True
-)
 def test_a_hook_that_raises(tmp_path: Path) -> None:
     plugin = GOOD.format(more="").replace("return Backend", "raise KeyError('gone')\n    return Backend")
     fake_distribution(tmp_path / "site", "acme-tracker", "acme", {"acme_plugin": plugin})

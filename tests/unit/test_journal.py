@@ -14,8 +14,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from unified_tracker._journal import HEADER, Journal, JournalReader, Position, segments
-from unified_tracker._records import Artifact, Finished, Metrics, Params, Record, StagedFile, Tags
+from unified_tracker._journal import HEADER, Journal, JournalReader, segments
+from unified_tracker.records import Artifact, Finished, Metrics, Params, Position, Record, StagedFile, Tags
 
 text = st.text(st.characters(exclude_categories=("Cs",)), max_size=40)
 numbers = st.floats() | st.integers(-(2**63), 2**63 - 1)
@@ -164,7 +164,7 @@ WRITER = """
 import resource, signal, sys
 from pathlib import Path
 from unified_tracker._journal import Journal
-from unified_tracker._records import Tags
+from unified_tracker.records import Tags
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 journal = Journal(Path(sys.argv[1]))
 resource.setrlimit(resource.RLIMIT_FSIZE, (2000, resource.RLIM_INFINITY))

@@ -11,11 +11,11 @@ import pytest
 
 from unified_tracker import Address, RejectedError, RunInfo, Tracker, TransientError
 from unified_tracker._backoff import CAP_S, Backoff
-from unified_tracker._journal import Entry, Journal, now_ms
+from unified_tracker._journal import Journal, now_ms
 from unified_tracker._lane import DONE, PENDING, UNSORTED_TRIES, Lane
 from unified_tracker._ledger import Ledger
-from unified_tracker._records import Artifact, Finished, Loss, Metrics, Params, StagedFile, Started, Tags
 from unified_tracker._rundir import RunDirectory, find_runs
+from unified_tracker.records import Artifact, Entry, Finished, Loss, Metrics, Params, StagedFile, Started, Tags
 from unified_tracker.testing import run_info
 
 

@@ -14,7 +14,7 @@ import pytest
 import unified_tracker as ut
 from unified_tracker import _start
 from unified_tracker._journal import JournalReader
-from unified_tracker._records import Artifact, Finished, Metrics, Params, Record
+from unified_tracker.records import Artifact, Finished, Metrics, Params, Record
 
 
 @pytest.fixture

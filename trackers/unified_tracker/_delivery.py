@@ -17,9 +17,9 @@ import msgspec
 from unified_tracker._journal import JournalReader
 from unified_tracker._launcher import QUIET
 from unified_tracker._ledger import Ledger
-from unified_tracker._records import Loss
 from unified_tracker._rundir import RunDirectory, find_runs
 from unified_tracker._uploader import LOCKED
+from unified_tracker.records import Loss
 
 LINGER_VARIABLE: Final = "UNIFIED_TRACKER_LINGER_S"
 LINGER_S: Final = 60.0  # somebody waits in front of the terminal: the uploader in the background has ten minutes

@@ -25,11 +25,11 @@ import weakref
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import Final
 
 import msgspec
 
-from unified_tracker._records import Metrics, Number, Record
+from unified_tracker.records import Entry, Metrics, Number, Position, Record
 
 MAGIC: Final = b"\x89UTJ\r\n\x1a\n"
 VERSION: Final = 1
@@ -207,21 +207,6 @@ def _abandon_all() -> None:
 
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_abandon_all)
-
-
-class Position(NamedTuple):
-    """A place between two frames: segment file name and byte offset. Ordered as the journal is."""
-
-    segment: str = ""
-    offset: int = 0
-
-
-class Entry(NamedTuple):
-    """One record as read back."""
-
-    sequence: int
-    record: Record
-    end: Position
 
 
 class JournalReader:

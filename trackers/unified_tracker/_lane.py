@@ -21,13 +21,13 @@ import msgspec
 from unified_tracker import _plugins
 from unified_tracker._backoff import Backoff
 from unified_tracker._errors import DeliveryError, RejectedError, TransientError
-from unified_tracker._journal import Entry, JournalReader
+from unified_tracker._journal import JournalReader
 from unified_tracker._ledger import Held, Ledger
 from unified_tracker._mask import mask_text
-from unified_tracker._records import Artifact, Finished, Loss, Media, Metrics, Params, Started, Status, Tags
 from unified_tracker._rundir import LaneState, RunDirectory, write_json
 from unified_tracker._staging import changed, locate
 from unified_tracker._tracker import Tracker
+from unified_tracker.records import Artifact, Entry, Finished, Loss, Media, Metrics, Params, Started, Status, Tags
 
 POLL_S: Final = 0.2
 LINGER_S: Final = 600.0
@@ -89,7 +89,7 @@ class Lane:
             and not self._reader.read(final=True)
         ):
             return DONE
-        if self._tracker.rebuilds:
+        if getattr(self._tracker, "rebuilds", False):  # a stranger's tracker may not know the attribute
             self._held = Held()
             self._state = msgspec.structs.replace(self._state, records=0)
         self._reader = JournalReader(self._directory.journal, self._held.position)

@@ -8,7 +8,7 @@ from typing import Any
 
 import msgspec
 
-from unified_tracker._journal import Position
+from unified_tracker.records import Position
 
 SCHEMA = """
 create table if not exists state (key text primary key, value blob not null);

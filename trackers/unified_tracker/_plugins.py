@@ -17,6 +17,7 @@ from unified_tracker._errors import (
 )
 from unified_tracker._tracker import Backend
 
+SPEC_MARK: Final = f"{hookspecs.GROUP}_spec"  # by which pluggy recognises a specification
 KNOWN: Final = {
     "mlflow": 'pip install "unified-tracker[mlflow]"',
     "wandb": 'pip install "unified-tracker[wandb]"',
@@ -60,9 +61,14 @@ def load(name: str) -> Backend:
         manager.register(module, name)
         manager.check_pending()
     except (pluggy.PluginValidationError, ValueError) as error:
-        hooks = ", ".join(sorted(vars(manager.hook)))
+        hooks = ", ".join(sorted(name for name, member in vars(hookspecs).items() if hasattr(member, SPEC_MARK)))
         raise PluginError(f"plugin {name!r} of {_origin(point)} is not valid (hooks: {hooks}): {error}") from error
-    offers = manager.hook.tracker_backend()
+    try:
+        offers = manager.hook.tracker_backend()
+    except Exception as error:
+        raise PluginError(
+            f"plugin {name!r} of {_origin(point)}: tracker_backend() failed: {type(error).__name__}: {error}"
+        ) from error
     if len(offers) != 1 or not isinstance(offers[0], Backend) or offers[0].name != name:
         raise PluginError(
             f"plugin {name!r} of {_origin(point)}: tracker_backend() must return one Backend named {name!r}, "

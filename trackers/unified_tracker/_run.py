@@ -20,12 +20,12 @@ from unified_tracker._errors import RecordError
 from unified_tracker._journal import Journal, now_ms
 from unified_tracker._launcher import UploaderProcess
 from unified_tracker._mask import mask, mask_text
-from unified_tracker._records import Artifact, Finished, Loss, Media, Number, Params, Record, StagedFile, Status, Tags
 from unified_tracker._rundir import RunDirectory
 from unified_tracker._staging import Hold, Staging
 from unified_tracker._tracker import RunInfo
 from unified_tracker._values import number, plain, step_number
 from unified_tracker._watch import DeliveryWatch
+from unified_tracker.records import Artifact, Finished, Loss, Media, Number, Params, Record, StagedFile, Status, Tags
 
 OnError = Literal["warn", "raise"]
 P = ParamSpec("P")

@@ -14,7 +14,7 @@ import shutil
 from pathlib import Path
 from typing import Final, Literal
 
-from unified_tracker._records import StagedFile
+from unified_tracker.records import StagedFile
 
 FOLDER: Final = "files"
 Hold = Literal["link", "copy"]

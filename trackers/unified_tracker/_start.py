@@ -20,10 +20,10 @@ from unified_tracker._errors import ConfigurationError
 from unified_tracker._journal import Journal, now_ms
 from unified_tracker._launcher import UploaderProcess
 from unified_tracker._mask import mask, mask_command, mask_text, split_userinfo
-from unified_tracker._records import Started
 from unified_tracker._run import OnError, Run
 from unified_tracker._rundir import PARENT, RunDirectory, find_runs, new_run_id
 from unified_tracker._tracker import RunInfo
+from unified_tracker.records import Started
 
 
 def start_run(

@@ -9,8 +9,7 @@ from typing import Any, Protocol
 
 import msgspec
 
-from unified_tracker._journal import Entry
-from unified_tracker._records import Status
+from unified_tracker.records import Entry, Status
 
 
 class RunInfo(msgspec.Struct, frozen=True):

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
-from unified_tracker._records import Number
+from unified_tracker.records import Number
 
 INT64: Final = range(-(2**63), 2**63)
 MAX_DEPTH: Final = 32

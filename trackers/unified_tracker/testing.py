@@ -22,9 +22,8 @@ from typing import Any, ClassVar, Protocol
 import pytest
 
 from unified_tracker._errors import RejectedError
-from unified_tracker._journal import Entry, Position
-from unified_tracker._records import Artifact, Metrics, Params, Record, StagedFile, Status, Tags
 from unified_tracker._tracker import RunInfo, Tracker
+from unified_tracker.records import Artifact, Entry, Metrics, Params, Position, Record, StagedFile, Status, Tags
 
 __all__ = ["Stored", "StoredVersion", "Subject", "TrackerConformance", "entry", "run_info"]
 

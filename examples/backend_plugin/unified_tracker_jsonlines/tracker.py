@@ -23,6 +23,7 @@ from typing import Any, TypeVar
 from urllib.parse import quote
 
 from unified_tracker import Address, RejectedError, RunInfo, TransientError
+from unified_tracker.records import Entry
 from unified_tracker_jsonlines.reading import RECORDS
 
 Call = TypeVar("Call", bound=Callable[..., Any])
@@ -67,7 +68,7 @@ class JsonLinesTracker:
         return Address(run.id, str(self._folder), f"less {self._path}")
 
     @sorted_errors
-    def log_metrics(self, entries: Sequence[Any]) -> None:
+    def log_metrics(self, entries: Sequence[Entry]) -> None:
         """A line for each value. JSON has no NaN and no infinity: they are written as strings."""
         self._store(
             (entry.sequence, {"kind": "metric", "name": name, "step": entry.record.step, "value": _json(value)})
@@ -76,7 +77,7 @@ class JsonLinesTracker:
         )
 
     @sorted_errors
-    def log_params(self, entries: Sequence[Any]) -> None:
+    def log_params(self, entries: Sequence[Entry]) -> None:
         """A line for each parameter, with a dotted name; another value for a known one is a line `param_changed`."""
 
         def lines() -> Iterator[tuple[int, dict[str, Any]]]:
@@ -89,7 +90,7 @@ class JsonLinesTracker:
         self._store(lines())
 
     @sorted_errors
-    def set_tags(self, entries: Sequence[Any]) -> None:
+    def set_tags(self, entries: Sequence[Entry]) -> None:
         """A line for each tag; the reader lets the last one win."""
         self._store(
             (entry.sequence, {"kind": "tag", "name": name, "value": value})
@@ -98,7 +99,7 @@ class JsonLinesTracker:
         )
 
     @sorted_errors
-    def log_media(self, entry: Any, file: Path) -> None:
+    def log_media(self, entry: Entry, file: Path) -> None:
         """The file as it was staged (a picture is a `.npy` array), under a name that is the same for every try."""
         record = entry.record
         target = self._folder / "media" / quote(record.name, safe="") / f"{record.step}-{entry.sequence}{file.suffix}"
@@ -107,7 +108,7 @@ class JsonLinesTracker:
         self._store([(entry.sequence, {"kind": "media", "name": record.name, "step": record.step, "file": place})])
 
     @sorted_errors
-    def log_artifact(self, entry: Any, files: Mapping[str, Path]) -> None:
+    def log_artifact(self, entry: Entry, files: Mapping[str, Path]) -> None:
         """Plain files under their names; a versioned artifact as `artifacts/<name>/v<k>`, once for each content."""
         record = entry.record
         digests = {name: hashlib.sha256(path.read_bytes()).hexdigest() for name, path in files.items()}

@@ -19,7 +19,7 @@ from mlflow.entities import LoggedModel, LoggedModelOutput, Metric
 from PIL import Image
 
 from unified_tracker._digest import files_digest
-from unified_tracker._records import Artifact, Media
+from unified_tracker.records import Artifact, Media
 
 PREFIX: Final = "unified_tracker."
 DIGEST_TAG: Final = PREFIX + "digest"

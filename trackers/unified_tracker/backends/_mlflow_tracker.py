@@ -11,13 +11,12 @@ from typing import Any, Final
 
 import msgspec
 
-from unified_tracker._journal import Entry
 from unified_tracker._naming import Renamer, path_like
-from unified_tracker._records import Artifact, Media, Metrics, Params, Status, Tags
 from unified_tracker._tracker import Address, RunInfo
 from unified_tracker._values import flatten
 from unified_tracker.backends._mlflow_artifacts import MlflowArtifacts
 from unified_tracker.backends._mlflow_errors import sorted_errors
+from unified_tracker.records import Artifact, Entry, Media, Metrics, Params, Status, Tags
 
 # MLflow repeats requests by itself for minutes, run creation included, which makes ghost runs: the lane repeats.
 SETTINGS: Final = {

@@ -13,11 +13,10 @@ from urllib.parse import urlsplit
 
 from unified_tracker._console import say
 from unified_tracker._errors import ConfigurationError
-from unified_tracker._journal import Entry
-from unified_tracker._records import Status
 from unified_tracker._settings import refuse_unknown
 from unified_tracker._tracker import Address, Backend, RunInfo, Tracker
 from unified_tracker.hookspecs import hookimpl
+from unified_tracker.records import Entry, Status
 
 OPTIONS: Final = frozenset({"entity", "mode", "group", "job_type", "dir", "run_id"})
 MODES: Final = {

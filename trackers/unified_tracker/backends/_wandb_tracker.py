@@ -24,13 +24,12 @@ import wandb.util
 from PIL import Image
 
 from unified_tracker._errors import RejectedError, TransientError
-from unified_tracker._journal import Entry
 from unified_tracker._naming import Renamer
-from unified_tracker._records import Artifact, Media, Metrics, Params, Status, Tags
 from unified_tracker._tracker import Address, RunInfo
 from unified_tracker.backends import _wandb_values as values
 from unified_tracker.backends._wandb_errors import opening_error, sorted_errors
 from unified_tracker.backends._wandb_memory import Memory
+from unified_tracker.records import Artifact, Entry, Media, Metrics, Params, Status, Tags
 
 FOLDER: Final = "wandb"  # in the run directory: memory, wandb's data and cache
 EXIT_CODES: Final[dict[Status, int]] = {"FINISHED": 0, "FAILED": 1, "KILLED": 255}

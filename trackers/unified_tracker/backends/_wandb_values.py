@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from unified_tracker._naming import Renamer
-from unified_tracker._records import Artifact
+from unified_tracker.records import Artifact
 
 AXIS: Final = "trainer/step"
 ARTIFACT_URI: Final = "wandb-artifact://"

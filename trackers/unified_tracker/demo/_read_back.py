@@ -16,10 +16,10 @@ from typing import Any, Final
 import msgspec
 
 from unified_tracker._journal import JournalReader
-from unified_tracker._records import Artifact, Finished, Media, Metrics, Params
 from unified_tracker._rundir import LaneState, RunDirectory
 from unified_tracker._values import flatten
 from unified_tracker.demo._wandb_files import items, numbers, offline_records
+from unified_tracker.records import Artifact, Finished, Media, Metrics, Params
 
 
 class Checkpoint(msgspec.Struct, frozen=True):
@@ -91,7 +91,7 @@ def read_wandb(directory: RunDirectory, state: LaneState) -> Recorded:
     last: dict[str, float | None] = {}
     checkpoints: list[Checkpoint] = []
     files: list[str] = []
-    for record in offline_records(Path(state.address.url)):
+    for record in offline_records(next(Path(state.address.url).glob("*.wandb"))):
         kind = record.WhichOneof("record_type")
         if kind == "run":
             config.update(items(record.run.config.update))

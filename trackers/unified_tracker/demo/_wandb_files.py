@@ -8,27 +8,34 @@ from __future__ import annotations
 
 import json
 import struct
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
 
 CHUNK: Final = struct.Struct("<IHB")
-HEADER_BYTES: Final = 7
+HEADER: Final = struct.pack("<4sHB", b":W&B", 0xBEE1, 0)
 BLOCK: Final = 32768
-WHOLE, FIRST, LAST = 1, 2, 4
 NON_FINITE: Final = ("NaN", "Infinity", "-Infinity")
 AXIS: Final = "trainer/step"
 
 
-def offline_records(folder: Path) -> Iterator[Any]:
-    """The protobuf records of the one run in a folder, in order."""
+class DamagedFileError(Exception):
+    """The file ends within a record, or a checksum does not match."""
+
+
+def offline_records(path: Path) -> Iterator[Any]:
+    """The protobuf records of a `.wandb` file, in order.
+
+    Raises:
+        DamagedFileError: Where the damage begins.
+    """
     from wandb.proto import wandb_internal_pb2
 
-    for path in folder.glob("*.wandb"):
-        for payload in _payloads(path.read_bytes()):
-            record = wandb_internal_pb2.Record()
-            record.ParseFromString(payload)
-            yield record
+    for payload in _payloads(path.read_bytes()):
+        record = wandb_internal_pb2.Record()
+        record.ParseFromString(payload)
+        yield record
 
 
 def items(content: Any) -> dict[str, Any]:
@@ -48,15 +55,24 @@ def numbers(content: Any) -> dict[str, float]:
 
 
 def _payloads(data: bytes) -> Iterator[bytes]:
-    at, parts = HEADER_BYTES, b""
-    while at + CHUNK.size <= len(data):
+    if data[: len(HEADER)] != HEADER:
+        raise DamagedFileError(f"no W&B header: {data[:7]!r}")
+    at, parts = len(HEADER), []
+    while at < len(data):
         left = BLOCK - at % BLOCK
-        if left < CHUNK.size:  # too short for a header: padding
+        if left < CHUNK.size:
             at += left
             continue
-        _, length, kind = CHUNK.unpack_from(data, at)
-        at += CHUNK.size
-        parts = data[at : at + length] if kind in {WHOLE, FIRST} else parts + data[at : at + length]
-        at += length
-        if kind in {WHOLE, LAST}:
-            yield parts
+        if at + CHUNK.size > len(data):
+            raise DamagedFileError("the file ends within a header")
+        checksum, length, kind = CHUNK.unpack_from(data, at)
+        end = at + CHUNK.size + length
+        if end > len(data) or zlib.crc32(data[at + 6 : end]) != checksum:
+            raise DamagedFileError(f"chunk at {at} is damaged")
+        parts.append(data[at + CHUNK.size : end])
+        at = end
+        if kind in {1, 4}:
+            yield b"".join(parts)
+            parts = []
+    if parts:
+        raise DamagedFileError("the file ends within a record")

@@ -1,14 +1,32 @@
 """The journal's records: one typed struct for each kind of thing that a run can say.
 
-Encoded as msgpack arrays (msgspec), the tag first. A record is immutable and says what happened, not what a backend
-should do about it. Files are named by `StagedFile`, never embedded.
+Public for the authors of backends: these are what a `Tracker` is given. A record is immutable and says what happened,
+not what a backend should do about it. Files are named by `StagedFile`, never embedded. Encoded as msgpack arrays
+(msgspec), the tag first.
 """
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import msgspec
+
+__all__ = [
+    "Artifact",
+    "Entry",
+    "Finished",
+    "Loss",
+    "Media",
+    "Metrics",
+    "Number",
+    "Params",
+    "Position",
+    "Record",
+    "StagedFile",
+    "Started",
+    "Status",
+    "Tags",
+]
 
 Status = Literal["FINISHED", "FAILED", "KILLED"]
 Number = int | float
@@ -135,3 +153,24 @@ class Finished(_Struct, frozen=True, tag="finish"):
 
 
 Record = Started | Metrics | Params | Tags | Media | Artifact | Loss | Finished
+
+
+class Position(NamedTuple):
+    """A place in the journal, between two records: segment file name and byte offset. Ordered as the journal is."""
+
+    segment: str = ""
+    offset: int = 0
+
+
+class Entry(NamedTuple):
+    """A record as the journal's reader hands it out.
+
+    Attributes:
+        sequence: Strictly increasing over the life of the run; the identity of the record.
+        record: What was logged.
+        end: Where the next record begins.
+    """
+
+    sequence: int
+    record: Record
+    end: Position
