@@ -12,19 +12,8 @@ import numpy as np
 import pytest
 
 import unified_tracker as ut
-from unified_tracker import _start
 from unified_tracker._journal import JournalReader
 from unified_tracker.records import Artifact, Finished, Metrics, Params, Record
-
-
-@pytest.fixture
-def recording(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A working folder in which runs are recorded but not delivered: no uploader is started."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(_start.UploaderProcess, "start", lambda self: None)
-    monkeypatch.setattr("unified_tracker._plugins.require", lambda backend: None)  # no client is needed to record
-    monkeypatch.setattr("unified_tracker._watch.DeliveryWatch.wait", lambda self, last, timeout_s: False)
-    return tmp_path
 
 
 def records(run: ut.Run) -> list[Record]:

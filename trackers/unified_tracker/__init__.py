@@ -1,9 +1,10 @@
 """One tracker for detection training: MLflow, W&B or any plugin, for Detectron2, MMDetection and plain loops.
 
-import unified_tracker as ut
+Example:
+    import unified_tracker as ut
 
-with ut.start_run("mlflow", project="balloon") as run:
-run.log_metrics({"train/loss": 0.3}, step=1)
+    with ut.start_run("mlflow", project="balloon") as run:
+        run.log_metrics({"train/loss": 0.3}, step=1)
 """
 
 from __future__ import annotations

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 from typing import Final
 
+HANDOVER_S: Final = "10"  # the uploader of the attempt before may be about to end
 QUIET: Final = {
     "CUDA_VISIBLE_DEVICES": "",  # a backend's client must not take memory on the training's device
     "OMP_NUM_THREADS": "1",
@@ -42,7 +43,7 @@ class UploaderProcess:
         environment.update(QUIET, **self._secrets)
         with self._log.open("ab") as log:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "unified_tracker._uploader", str(self._run_dir)],
+                [sys.executable, "-m", "unified_tracker._uploader", str(self._run_dir), HANDOVER_S],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,

@@ -75,7 +75,9 @@ class Run:
         self._directory, self._journal, self._uploader = directory, journal, uploader
         self._on_error = on_error
         self._staging = Staging(directory.path, journal.attempt) if directory and journal else None
-        self._watch = DeliveryWatch(directory, list(info.backends), uploader) if directory and uploader else None
+        self._watch: DeliveryWatch | None = None
+        if directory and journal and uploader:
+            self._watch = DeliveryWatch(directory, list(info.backends), uploader, journal.sequence)
         self._next_pulse_ns = 0
         self._next_step, self._steps_given = 0, False
         self._warned: set[str] = set()

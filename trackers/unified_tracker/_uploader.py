@@ -11,7 +11,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
@@ -63,35 +63,27 @@ class LaneProcess:
             self._process.wait()
 
 
-def deliver(
-    directory: RunDirectory,
-    *,
-    linger_s: float,
-    progress: Callable[[], None] = lambda: None,
-    backends: Sequence[str] = (),
-) -> int:
+def deliver(directory: RunDirectory, *, linger_s: float, wait_s: float = 0.0) -> int:
     """Deliver a run directory until it is done or every lane has given up for now.
 
     Args:
         directory: What to deliver.
         linger_s: How long a lane goes on without success once the training is gone.
-        progress: Called five times a second.
-        backends: Only these; empty means all of the run's.
+        wait_s: How long to wait for another uploader of the same directory to end.
 
     Returns:
         0 done, 2 something is pending, 5 another uploader has the directory.
     """
     try:
         lock = FileLock(directory.uploader_lock)
-        lock.acquire(timeout=0)
+        lock.acquire(timeout=wait_s)
     except Timeout:
         return LOCKED
-    lanes = [LaneProcess(directory, name, linger_s) for name in backends or directory.info().backends]
+    lanes = [LaneProcess(directory, name, linger_s) for name in directory.info().backends]
     try:
         while any(lane.code is None for lane in lanes):
             for lane in lanes:
                 lane.look(time.monotonic())
-            progress()
             time.sleep(POLL_S)
     finally:
         for lane in lanes:
@@ -101,13 +93,14 @@ def deliver(
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Deliver the run directory named by the only argument."""
+    """Deliver a run directory. Arguments: its path, seconds to wait for another uploader (default 0)."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(PENDING))
     if hasattr(os, "nice"):
         os.nice(NICE)
     linger = float(os.environ.get("UNIFIED_TRACKER_LINGER_S", LINGER_S))
-    return deliver(RunDirectory(Path(arguments[0])), linger_s=linger)
+    wait_s = float(arguments[1]) if len(arguments) > 1 else 0.0
+    return deliver(RunDirectory(Path(arguments[0])), linger_s=linger, wait_s=wait_s)
 
 
 if __name__ == "__main__":

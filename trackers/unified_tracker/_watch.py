@@ -15,7 +15,16 @@ RESTARTS: Final = 5
 class DeliveryWatch:
     """Passes on what lanes have to say, restarts an uploader that died, waits for the end of delivery."""
 
-    def __init__(self, directory: RunDirectory, backends: list[str], uploader: UploaderProcess) -> None:
+    def __init__(self, directory: RunDirectory, backends: list[str], uploader: UploaderProcess, first: int) -> None:
+        """Set what is watched.
+
+        Args:
+            directory: The run directory.
+            backends: Names of its lanes.
+            uploader: The process that delivers it.
+            first: Sequence number at which this attempt begins: states of earlier ones are not about it.
+        """
+        self._first = first
         self._directory, self._backends, self._uploader = directory, backends, uploader
         self._stamps: dict[str, int] = {}
         self._said: set[str] = set()
@@ -70,7 +79,7 @@ class DeliveryWatch:
         return all(state is not None and state.done and state.held >= last for state in states)
 
     def _pass_on(self, state: LaneState) -> None:
-        if state.done:
+        if state.done and state.held >= self._first:
             self._done.add(state.backend)
         lines = [f"{state.backend}: {note}" for note in state.notes]
         if state.address is not None:

@@ -27,6 +27,8 @@ P = ParamSpec("P")
 S = TypeVar("S")
 LARGEST_FILE: Final = 256 << 20
 EVALUATIONS_FILE: Final = "evaluation-results.json"
+BEST_FILE: Final = "best.json"  # in the run directory
+TEXTS: Final = frozenset({".log", ".txt", ".py", ".yaml", ".yml"})  # frameworks print the configuration into them
 _said: set[str] = set()
 
 
@@ -120,7 +122,7 @@ class TrainingSession:
         self._framework_names = framework_names
         self._pending: dict[int, CheckpointFile] = {}
         self._logged_steps: set[int] = set()
-        self._evaluations: dict[int, Evaluation] = {}
+        self._evaluations: dict[tuple[str, int], Evaluation] = {}
         self._best: dict[str, float] = {}
         run.unfinished_status = "FAILED"  # until the adapter says how the training ended
 
@@ -129,9 +131,14 @@ class TrainingSession:
         return {"run_id": self.run.id, "best": dict(self._best), "best_metric": self._best_metric}
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        """Take over what an earlier process left: the best values so far."""
-        self._best.update(state.get("best", {}))
-        self._best_metric = self._best_metric or state.get("best_metric")
+        """Take over what an earlier process left: the best values so far.
+
+        A checkpoint was written before the evaluation at its own step, so what it carries is one evaluation old; the
+        run directory, where it is still there, knows better.
+        """
+        for source in (state, self._read_best()):
+            self._best.update(source.get("best", {}))
+            self._best_metric = self._best_metric or source.get("best_metric")
 
     def training_started(
         self, config: Mapping[str, Any], effective: Mapping[str, Any], file: tuple[str, str] | None = None
@@ -160,7 +167,7 @@ class TrainingSession:
         self.step_ended(evaluation.step, evaluation.epoch, evaluation.own, evaluation.canonical)
         for task, rows in evaluation.per_class.items():
             self.run.log_table(f"{split}/{task}/per_class", ["category", "AP"], rows, evaluation.step)
-        self._evaluations[evaluation.step] = evaluation
+        self._evaluations[split, evaluation.step] = evaluation
 
     def checkpoint_saved(self, checkpoint: CheckpointFile) -> None:
         """Remember a checkpoint. It is recorded by `settle`, when nobody writes to the file any more."""
@@ -184,7 +191,7 @@ class TrainingSession:
             if not checkpoint.path.exists():
                 say(f"checkpoint {checkpoint.path} was deleted before it had settled; it is not recorded")
                 continue
-            evaluation = self._evaluations.get(step)
+            evaluation = self._evaluations.get(("val", step))
             metrics: dict[str, float] = {}
             if evaluation is not None and self._with_metadata:
                 own = evaluation.own if self._framework_names else {}
@@ -192,6 +199,8 @@ class TrainingSession:
             aliases = (checkpoint.alias, *self._best_aliases(evaluation))
             self.run.log_checkpoint(checkpoint.path, step, checkpoint.epoch, metrics, aliases)
             self._logged_steps.add(step)
+            if aliases[1:]:
+                self._write_best()
 
     def training_ended(
         self, error: BaseException | None, files: Iterable[Path] = (), *, keep_open: bool = False
@@ -209,7 +218,7 @@ class TrainingSession:
             if path.is_file() and path.stat().st_size <= LARGEST_FILE:
                 name = path.name if path.name not in names else f"{path.parent.name}/{path.name}"
                 names.add(name)
-                self.run._log_file(name, path)
+                self.run._log_file(name, _masked(path) if path.suffix in TEXTS else path)
             elif path.is_file():
                 say(f"{path} is larger than {LARGEST_FILE >> 20} MiB and is not recorded; run.log_artifact does it")
         if self._evaluations:
@@ -238,18 +247,38 @@ class TrainingSession:
                     aliases.insert(0, "best")
         return aliases
 
+    def _write_best(self) -> None:
+        if self.run.dir is not None:
+            temporary = self.run.dir / f".{BEST_FILE}"
+            temporary.write_bytes(msgspec.json.encode({"best": self._best, "best_metric": self._best_metric}))
+            temporary.replace(self.run.dir / BEST_FILE)
+
+    def _read_best(self) -> dict[str, Any]:
+        if self.run.dir is None:
+            return {}
+        try:
+            found = msgspec.json.decode((self.run.dir / BEST_FILE).read_bytes())
+        except (OSError, msgspec.MsgspecError):
+            return {}
+        return found if isinstance(found, dict) else {}
+
     def _log_evaluations(self) -> None:
         content = [
             {
+                "split": split,
                 "step": evaluation.step,
                 "epoch": evaluation.epoch,
                 "metrics": dict(evaluation.own),
                 "canonical": dict(evaluation.canonical),
                 "per_class": {task: dict(rows) for task, rows in evaluation.per_class.items()},
             }
-            for _, evaluation in sorted(self._evaluations.items())
+            for (split, _), evaluation in sorted(self._evaluations.items(), key=lambda item: item[0])
         ]
         self.run._log_file(EVALUATIONS_FILE, msgspec.json.format(msgspec.json.encode(content), indent=2))
+
+
+def _masked(path: Path) -> bytes:
+    return mask_source(path.read_text(encoding="utf-8", errors="replace")).encode("utf-8", "replace")
 
 
 def _named(metric: str, evaluation: Evaluation) -> dict[str, float]:

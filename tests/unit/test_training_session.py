@@ -1,0 +1,107 @@
+"""The training session: which checkpoint is recorded when, and under which aliases."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import unified_tracker as ut
+from unified_tracker._journal import JournalReader
+from unified_tracker.records import Artifact, Metrics
+from unified_tracker.training import CheckpointFile, Evaluation, TrainingSession
+
+
+def evaluation(step: int, ap: float) -> Evaluation:
+    return Evaluation(
+        step, step / 10, {"bbox/AP": ap * 100}, {"val/bbox/mAP": ap}, {"bbox.AP": ap * 100, "bbox.mAP": ap}
+    )
+
+
+def checkpoint(folder: Path, step: int, name: str = "", *, best_only: bool = False) -> CheckpointFile:
+    path = folder / (name or f"model_{step}.pth")
+    path.write_bytes(f"weights {path.name} at {step}".encode())
+    return CheckpointFile(path, step, None, f"iter_{step}", best_only)
+
+
+def versions(run: ut.Run) -> list[tuple[str, set[str]]]:
+    """File name and aliases of every checkpoint that was recorded."""
+    assert run.dir is not None
+    records = [entry.record for entry in JournalReader(run.dir / "journal").read(1 << 24, final=True)]
+    return [(r.files[0].path, set(r.aliases)) for r in records if isinstance(r, Artifact) and r.type == "model"]
+
+
+def test_best_follows_the_metric_and_stays_where_it_is_not_beaten(recording: Path) -> None:
+    session = TrainingSession(ut.start_run("mlflow"))
+    for step, ap in ((10, 0.2), (20, 0.4), (30, 0.3)):
+        session.checkpoint_saved(checkpoint(recording, step))
+        session.evaluation_ended(evaluation(step, ap))
+        session.settle()
+    session.training_ended(None)
+    best = {"best", "best-bbox.AP", "best-bbox.mAP"}
+    assert versions(session.run) == [
+        ("model_10.pth", {"iter_10", *best}),
+        ("model_20.pth", {"iter_20", *best}),
+        ("model_30.pth", {"iter_30"}),
+    ]
+
+
+def test_a_regular_checkpoint_goes_before_the_best_file_of_the_same_step(recording: Path) -> None:
+    session = TrainingSession(ut.start_run("mlflow"))
+    session.checkpoint_saved(checkpoint(recording, 10, "best_10.pth", best_only=True))
+    session.checkpoint_saved(checkpoint(recording, 10))
+    session.checkpoint_saved(checkpoint(recording, 20, "best_20.pth", best_only=True))
+    session.settle()
+    session.checkpoint_saved(checkpoint(recording, 20, "model_final.pth"))
+    session.training_ended(None)
+    assert [name for name, _ in versions(session.run)] == ["model_10.pth", "best_20.pth"]
+
+
+def test_only_settled_checkpoints_are_recorded(recording: Path) -> None:
+    session = TrainingSession(ut.start_run("mlflow"))
+    session.checkpoint_saved(checkpoint(recording, 10))
+    session.settle(before_step=10)
+    assert versions(session.run) == []
+    session.settle(before_step=11)
+    assert [name for name, _ in versions(session.run)] == ["model_10.pth"]
+    assert not session.unsettled
+
+
+def test_a_resumed_session_knows_the_best_of_before(recording: Path) -> None:
+    first = TrainingSession(ut.start_run("mlflow"))
+    stale = first.state()  # what a checkpoint carries that was written before its own evaluation
+    first.checkpoint_saved(checkpoint(recording, 10))
+    first.evaluation_ended(evaluation(10, 0.5))
+    first.settle()
+    first.run.finish()
+    second = TrainingSession(ut.start_run("mlflow", id=first.run.id))
+    second.restore(stale)
+    second.checkpoint_saved(checkpoint(recording, 20))
+    second.evaluation_ended(evaluation(20, 0.4))
+    second.training_ended(None)
+    assert second.state()["best"] == {"bbox.AP": 50.0, "bbox.mAP": 0.5}
+
+
+def test_a_metric_that_should_be_small_is_best_when_smallest(recording: Path) -> None:
+    session = TrainingSession(ut.start_run("mlflow"), best_metric="val/total_loss")
+    for step, loss in ((10, 2.0), (20, 1.0), (30, 1.5)):
+        session.checkpoint_saved(checkpoint(recording, step))
+        session.evaluation_ended(Evaluation(step, None, {"val/total_loss": loss}, {}))
+        session.settle()
+    session.training_ended(None)
+    assert [name for name, aliases in versions(session.run) if "best" in aliases] == ["model_10.pth", "model_20.pth"]
+
+
+def test_logs_are_masked_and_status_follows_the_error(recording: Path) -> None:
+    log = recording / "train.log"
+    log.write_text("lr: 0.1\napi_key: 'hunter2hunter2'\n")
+    session = TrainingSession(ut.start_run("mlflow"))
+    session.step_ended(1, 0.5, {"total_loss": 1.0}, {"train/loss": 1.0})
+    session.training_ended(KeyboardInterrupt(), [log])
+    assert session.run.dir is not None
+    (staged,) = (session.run.dir / "files").glob("*train.log")
+    assert "hunter2" not in staged.read_text()
+    assert "lr: 0.1" in staged.read_text()
+    records = [entry.record for entry in JournalReader(session.run.dir / "journal").read(1 << 24, final=True)]
+    assert [r.values for r in records if isinstance(r, Metrics)] == [
+        {"total_loss": 1.0, "train/loss": 1.0, "epoch": 0.5}
+    ]
+    assert getattr(records[-1], "status", None) == "KILLED"
