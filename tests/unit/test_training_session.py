@@ -63,6 +63,7 @@ def test_only_settled_checkpoints_are_recorded(recording: Path) -> None:
     session.settle(before_step=11)
     assert [name for name, _ in versions(session.run)] == ["model_10.pth"]
     assert not session.unsettled
+    session.training_ended(None)
 
 
 def test_a_resumed_session_knows_the_best_of_before(recording: Path) -> None:
