@@ -198,11 +198,12 @@ class UnifiedTrackerHook(Hook):
         if self._session is None or not own:
             return
         step, epoch = self._position(runner)
+        times = self._scalars.evaluation_times if self._training else {}
         self._session.evaluation_ended(
             Evaluation(
                 step,
                 epoch,
-                own,
+                {**own, **times},
                 _metrics.canonical_evaluation(own),
                 _metrics.headline(own),
                 _metrics.per_class(own, _facts.class_names(runner.val_dataloader)),

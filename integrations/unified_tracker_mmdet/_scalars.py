@@ -11,6 +11,7 @@ import torch
 from mmengine.runner import Runner
 
 AXES: Final = frozenset({"epoch", "iter"})
+TIMES: Final = ("time", "data_time")
 SMOOTHED: Final = re.compile(r"loss|time|data_time|grad_norm")  # of MMEngine before it could be configured
 
 
@@ -21,6 +22,10 @@ class TrainingScalars:
     when it reads it, so nobody else can measure the same. In between, the buffers of the message hub are read by the
     rules of the `LogProcessor`, and memory is the peak since the last row of `LoggerHook`.
     Neither waits for a device: the buffers hold Python numbers already.
+
+    Attributes:
+        evaluation_times: "val/time" and "val/data_time", seconds an iteration, of the last evaluation. `LoggerHook`
+            calls them as it calls those of the training, at the same steps.
     """
 
     def __init__(self, runner: Runner) -> None:
@@ -38,6 +43,21 @@ class TrainingScalars:
             return row, text
 
         runner.log_processor.get_log_after_iter = observed
+        self.evaluation_times: dict[str, float] = {}
+        make_end = runner.log_processor.get_log_after_epoch
+
+        @functools.wraps(make_end)
+        def observed_end(runner: Runner, batch_idx: int, mode: str, *args: Any, **kwargs: Any) -> Any:
+            row, text = make_end(runner, batch_idx, mode, *args, **kwargs)
+            if mode == "val":
+                self.evaluation_times = {
+                    f"val/{name}": float(value)
+                    for name in TIMES
+                    if isinstance(value := row.get(name, row.get(f"val/{name}")), Real)
+                }
+            return row, text
+
+        runner.log_processor.get_log_after_epoch = observed_end
 
     def read(self, batch_idx: int) -> dict[str, Any]:
         """The row of the iteration that has just ended; call it after all other hooks.

@@ -42,10 +42,10 @@ class Training:
         (directory,) = find_runs(self.output)
         return directory.path.name
 
-    def log(self) -> list[dict[str, Any]]:
-        """Training rows of MMEngine's own `scalars.json`."""
+    def log(self, *, training: bool = True) -> list[dict[str, Any]]:
+        """Rows of the training, or of the evaluations, in MMEngine's own `scalars.json`."""
         text = (Path(self.said["log_dir"]) / "vis_data" / "scalars.json").read_text()
-        return [row for row in map(json.loads, text.splitlines()) if "loss" in row]
+        return [row for row in map(json.loads, text.splitlines()) if ("loss" in row) == training]
 
 
 def train(data: Path, output: Path, launcher: Sequence[str] = (), timeout_s: float = 120, **wish: Any) -> Training:

@@ -50,6 +50,17 @@ def test_every_number_of_mmengines_own_log_is_stored(trained: Training, stored: 
     assert {"loss", "loss_cls", "loss_epoch", "lr", "time", "data_time", "grad_norm"} <= set(metrics)
 
 
+def test_every_number_of_mmengines_evaluations_is_stored(trained: Training, stored: MlflowRun) -> None:
+    metrics = stored.metrics()
+    rows = trained.log(training=False)
+    assert len(rows) == EPOCHS
+    for name in set().union(*rows) - AXES:
+        ours = (
+            f"val/{name}" if name in {"time", "data_time"} else name
+        )  # these two are the training's own names as well
+        assert metrics[ours] == [(step, row[name]) for step, row in zip(STEPS, rows, strict=True)], name
+
+
 def test_same_numbers_are_in_wandb(trained: Training, offline: OfflineRun) -> None:
     rows = trained.log()
     for name in set().union(*rows) - AXES:
