@@ -5,8 +5,6 @@ from __future__ import annotations
 import hashlib
 import re
 from pathlib import Path
-from typing import Any
-from urllib.parse import urlsplit
 
 import pytest
 
@@ -34,12 +32,6 @@ def stored(folder: Path, done: Program) -> MlflowRun:
     return MlflowRun(f"sqlite:///{folder / 'mlflow.db'}", done.out.split()[-1])
 
 
-def held(model: Any) -> dict[str, str]:
-    """Name to SHA-256 of the files that MLflow holds of a LoggedModel; its store is a local folder."""
-    place = Path(urlsplit(model.artifact_location).path)
-    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in place.rglob("*") if path.is_file()}
-
-
 def test_the_run_is_finished_and_named(stored: MlflowRun) -> None:
     assert stored.status == "FINISHED"
     assert stored.run.info.run_name == "count shapes"
@@ -56,7 +48,7 @@ def test_every_iteration_has_its_loss(stored: MlflowRun, done: Program) -> None:
 def test_the_checkpoints_have_the_bytes_of_the_files(stored: MlflowRun, folder: Path) -> None:
     files = [folder / "plain-pytorch-output" / f"model_{step:04d}.pth" for step in (20, 40)]
     expected = [{path.name: hashlib.sha256(path.read_bytes()).hexdigest()} for path in files]
-    assert [held(model) for model in stored.models()] == expected
+    assert [stored.model_files(model) for model in stored.models()] == expected
     assert stored.model_aliases()["latest"] == "40"
 
 

@@ -5,8 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 from pathlib import Path
-from typing import Any
-from urllib.parse import urlsplit
 
 import pytest
 
@@ -33,12 +31,6 @@ def offline(trained: Training, stored: MlflowRun) -> OfflineRun:
 
 def sha(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
-
-
-def model_files(model: Any) -> dict[str, str]:
-    """Name to SHA-256 of the files that MLflow holds of a LoggedModel; its store is a local folder."""
-    folder = Path(urlsplit(model.artifact_location).path)
-    return {path.relative_to(folder).as_posix(): sha(path) for path in folder.rglob("*") if path.is_file()}
 
 
 def test_every_number_of_mmengines_own_log_is_stored(trained: Training, stored: MlflowRun) -> None:
@@ -121,7 +113,7 @@ def test_rotated_and_rewritten_checkpoints_arrive_as_they_were(trained: Training
     assert [int(model.params["step"]) for model in models] == STEPS
     for epoch, model in enumerate(models, start=1):
         name = f"epoch_{epoch}.pth"
-        assert model_files(model) == {name: sha(trained.output / "kept" / name)}
+        assert stored.model_files(model) == {name: sha(trained.output / "kept" / name)}
         assert str(model.status) == "READY"
         bound = {metric.key: metric.value for metric in model.metrics}
         assert bound["odd/score"] == SCORES[epoch - 1]
@@ -282,7 +274,7 @@ def test_iteration_based_training(shapes: Path, tmp_path: Path) -> None:
     assert {f"iter_{step}": str(step) for step in (2, 4, 6, 7)}.items() <= run.model_aliases().items()
     for model in run.models():
         name = f"iter_{model.params['step']}.pth"
-        assert model_files(model) == {name: sha(tmp_path / "kept" / name)}
+        assert stored.model_files(model) == {name: sha(tmp_path / "kept" / name)}
 
 
 def test_configuration_of_mmdetection_2_needs_only_to_move(shapes: Path, tmp_path: Path) -> None:
