@@ -216,7 +216,7 @@ def test_two_processes_are_one_run(shapes: Path, tmp_path: Path) -> None:
 
 
 def test_off_leaves_no_trace(shapes: Path, tmp_path: Path) -> None:
-    done = train(shapes, tmp_path, iterations=3, trackers=["off"])
+    done = train(shapes, tmp_path, iterations=3, yaml="TRACKER: {BACKEND: off}")
     assert done.code == 0, done.text
     assert not done.said["active"]
     assert list(find_runs(tmp_path)) == []

@@ -60,6 +60,10 @@ def main(wish: dict[str, Any]) -> None:
     cfg = configuration(plan)
     cfg.MODEL.DEVICE = "cpu"
     cfg.merge_from_list(wish.get("opts", []))
+    if "yaml" in wish:
+        cfg.TRACKER.BACKEND = None  # yacs refuses a string or boolean where the default is a list
+        (Path(wish["output"]) / "config.yaml").write_text(wish["yaml"])
+        cfg.merge_from_file(str(Path(wish["output"]) / "config.yaml"))
     if "blog" in wish:
         from detectron2.config import CfgNode
 

@@ -274,7 +274,7 @@ def test_iteration_based_training(shapes: Path, tmp_path: Path) -> None:
     assert {f"iter_{step}": str(step) for step in (2, 4, 6, 7)}.items() <= run.model_aliases().items()
     for model in run.models():
         name = f"iter_{model.params['step']}.pth"
-        assert stored.model_files(model) == {name: sha(tmp_path / "kept" / name)}
+        assert run.model_files(model) == {name: sha(tmp_path / "kept" / name)}
 
 
 def test_configuration_of_mmdetection_2_needs_only_to_move(shapes: Path, tmp_path: Path) -> None:

@@ -195,6 +195,7 @@ def configuration(wish: dict[str, Any]) -> Config:
 
 def main(wish: dict[str, Any]) -> None:
     """Train, test, validate: as the test wishes."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs are born deaf to Ctrl-C
     cfg = configuration(wish)
     if "LOCAL_RANK" in os.environ:
         cfg.launcher = "pytorch"

@@ -63,8 +63,6 @@ def read_file(folder: Path) -> dict[str, Any]:
         return {}
     if not isinstance(content, dict):
         raise ConfigurationError(f"{path} must hold a mapping such as 'tracker: mlflow', not {type(content).__name__}")
-    if content.get("tracker") is False:  # YAML 1.1 reads a bare `off` as false
-        content["tracker"] = OFF
     refuse_unknown(content, FILE_KEYS, where=str(path))
     return content
 
@@ -79,6 +77,8 @@ def refuse_unknown(given: Collection[str], known: Collection[str], *, where: str
 
 
 def _names(source: str, value: object) -> list[str]:
+    if value is False:  # YAML 1.1, in every configuration file, reads a bare `off` as false
+        return []
     parts = value.split(",") if isinstance(value, str) else value
     if not isinstance(parts, Sequence) or not all(isinstance(part, str) for part in parts):
         raise ConfigurationError(f"{source}: a backend's name or a list of names is expected, not {value!r}")
