@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import errno
 import math
 import os
 import signal
 import subprocess
 import sys
 import tempfile
+import zlib
 from pathlib import Path
+from typing import Any
+from unittest import mock
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from unified_tracker._journal import HEADER, Journal, JournalReader, segments
+from unified_tracker._journal import CRC, HEADER, HEADER_BYTES, HEADER_COPIES, MAGIC, Journal, JournalReader, segments
 from unified_tracker.records import Artifact, Finished, Metrics, Params, Position, Record, StagedFile, Tags
 
 text = st.text(st.characters(exclude_categories=("Cs",)), max_size=40)
@@ -90,10 +94,10 @@ def test_a_flipped_bit_loses_exactly_the_record_that_it_hits(data: st.DataObject
         ends = [entry.end.offset for entry in read_entries(folder)]
         (path,) = segments(folder)
         content = bytearray(path.read_bytes())
-        at = data.draw(st.integers(HEADER.size, len(content) - 1))
+        at = data.draw(st.integers(0, len(content) - 1))
         content[at] ^= 1 << data.draw(st.integers(0, 7))
         path.write_bytes(content)
-        hit = next(index for index, end in enumerate(ends) if at < end)
+        hit = next(index for index, end in enumerate(ends) if at < end) if at >= HEADER_BYTES else None
         assert read(folder) == [record for index, record in enumerate(many) if index != hit]
 
 
@@ -103,7 +107,7 @@ def test_a_journal_inside_a_logged_string_is_not_taken_for_records(tmp_path: Pat
     write(tmp_path / "outer", [Tags(1, {"text": inner}), Tags(2, {"real": "yes"})])
     (path,) = segments(tmp_path / "outer")
     content = bytearray(path.read_bytes())
-    content[HEADER.size] ^= 1  # the frame that holds the string is damaged: the reader searches inside it
+    content[HEADER_BYTES] ^= 1  # the frame that holds the string is damaged: the reader searches inside it
     path.write_bytes(content)
     assert read(tmp_path / "outer") == [Tags(2, {"real": "yes"})]
 
@@ -140,12 +144,23 @@ def test_a_record_longer_than_a_read_is_read_whole(tmp_path: Path) -> None:
 
 def test_two_calls_in_one_millisecond_and_step_have_two_times(tmp_path: Path) -> None:
     journal = Journal(tmp_path)
-    for _ in range(300):
+    for _ in range(3000):
         journal.append_metrics({"loss": 1.0}, 5)
         journal.append_metrics({"loss": 1.0}, 6)
     journal.close()
     rows = [(record.ts, record.step) for record in read(tmp_path) if isinstance(record, Metrics)]
-    assert len(set(rows)) == len(rows) == 600
+    assert len(set(rows)) == len(rows) == 6000
+
+
+def test_a_clock_that_was_set_back_is_believed(tmp_path: Path) -> None:
+    journal = Journal(tmp_path)
+    clock = [ms * 1_000_000 for ms in (5_000_000, 5_000_000, 5_000_001, 1_400_000, 1_400_000, 1_400_002)]
+    with mock.patch("unified_tracker._journal.time.time_ns", side_effect=clock):
+        for _ in range(6):
+            journal.append_metrics({"loss": 1.0}, 5)
+    journal.close()
+    times = [record.ts for record in read(tmp_path)]
+    assert times == [5_000_000, 5_000_001, 5_000_002, 1_400_000, 1_400_001, 1_400_002]
 
 
 def test_a_forked_child_writes_nothing(tmp_path: Path) -> None:
@@ -222,11 +237,88 @@ def test_what_a_call_returned_for_survives_sigkill(tmp_path: Path, attempt: int)
 def test_a_segment_of_another_format_is_kept_and_reported(tmp_path: Path) -> None:
     write(tmp_path, [Tags(1, {"a": "1"})])
     (path,) = segments(tmp_path)
-    content = bytearray(path.read_bytes())
-    content[8] = 99  # the version
-    path.write_bytes(content)
+    header = HEADER.pack(MAGIC, 99, 0, 1, 1)
+    header += CRC.pack(zlib.crc32(header))
+    path.write_bytes(header * HEADER_COPIES + path.read_bytes()[HEADER_BYTES:])
     reader = JournalReader(tmp_path)
     assert reader.read(final=True) == []
-    assert reader.unreadable == 1
+    assert reader.unreadable == [path.name]
     assert path.exists()
     assert Position("a", 1) < Position("b", 0)
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.data())
+def test_whatever_the_file_system_refuses_only_refused_records_are_missing(data: st.DataObject) -> None:
+    """Full disks, input errors and short writes, at any write, at any new segment, at any cutting off of a torn end."""
+    real_write, real_open, real_truncate = os.write, os.open, os.ftruncate
+    begun = False
+
+    def fate(*choices: str) -> str:
+        return data.draw(st.sampled_from(["go", "go", *choices])) if begun else "go"
+
+    def write_or_not(fd: int, content: bytes) -> int:
+        match fate("full", "short"):
+            case "full":
+                raise OSError(errno.ENOSPC, "No space left on device")
+            case "short":
+                return real_write(fd, content[: data.draw(st.integers(0, len(content) - 1))])
+        return real_write(fd, content)
+
+    def open_or_not(*arguments: Any) -> int:
+        if fate("full") == "full":
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return real_open(*arguments)
+
+    def truncate_or_not(fd: int, size: int) -> None:
+        if fate("broken") == "broken":
+            raise OSError(errno.EIO, "Input/output error")
+        real_truncate(fd, size)
+
+    many = [Tags(i, {"k": "v" * (i * 7 % 60)}) for i in range(30)]
+    with (
+        tempfile.TemporaryDirectory() as name,
+        mock.patch("unified_tracker._journal.os.write", write_or_not),
+        mock.patch("unified_tracker._journal.os.open", open_or_not),
+        mock.patch("unified_tracker._journal.os.ftruncate", truncate_or_not),
+    ):
+        journal = Journal(Path(name), segment_bytes=300)
+        begun = True
+        results = [journal.append(record) for record in many]
+        begun = False
+        journal.close()
+        assert read(Path(name)) == [record for record, written in zip(many, results, strict=True) if written]
+        assert journal.lost == results.count(False)
+
+
+INTERRUPTED = """
+import itertools, signal, sys
+from pathlib import Path
+from unified_tracker._journal import Journal
+journal = Journal(Path(sys.argv[1]), segment_bytes=5000)
+loop, handled = itertools.count(), itertools.count()
+def handler(*_):
+    assert journal.append_metrics({"handler": float(next(handled))}, 1)
+signal.signal(signal.SIGALRM, handler)
+signal.setitimer(signal.ITIMER_REAL, 0.0001, 0.0001)
+while next(loop) < 20_000:
+    assert journal.append_metrics({"loop": 1.0}, 1)
+signal.setitimer(signal.ITIMER_REAL, 0)
+journal.close()
+print(20_000, next(handled))
+"""
+
+
+def test_a_signal_handler_may_log_in_the_middle_of_a_call(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", INTERRUPTED, str(tmp_path)], capture_output=True, text=True, check=True, timeout=60
+    )
+    entries = read_entries(tmp_path)
+    values = [next(iter(entry.record.values.items())) for entry in entries]
+    loop, handled = map(int, done.stdout.split())
+    assert [key for key, _ in values].count("loop") == loop
+    assert sorted(value for key, value in values if key == "handler") == list(range(handled))
+    assert handled > 50
+    sequences = [entry.sequence for entry in entries]
+    assert sequences == sorted(set(sequences))
+    assert len({entry.record.ts for entry in entries}) == len(entries)

@@ -4,7 +4,7 @@ One record is one `write(2)`: when `Journal.append` has returned, the record sur
 (not the death of the machine). A new process never appends to a segment that another one wrote, so a torn tail stays
 where it is and is stepped over.
 
-Segment: a 32-byte header (magic, format version, attempt, nonce), then frames::
+Segment: a header (magic, format version, attempt, nonce; written twice, each copy with its CRC), then frames::
 
     sync u16 | type u8 | flags u8 | length u32 | sequence u64 | crc32 u32 | payload (msgpack)
 
@@ -15,7 +15,6 @@ Sequence numbers are `attempt << 40 | count`: strictly increasing over the life 
 
 from __future__ import annotations
 
-import logging
 import os
 import re
 import struct
@@ -23,7 +22,7 @@ import threading
 import time
 import weakref
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Final
 
@@ -33,9 +32,11 @@ from unified_tracker.records import Entry, Metrics, Number, Position, Record
 
 MAGIC: Final = b"\x89UTJ\r\n\x1a\n"
 VERSION: Final = 1
-HEADER: Final = struct.Struct("<8sHHIQ8x")  # magic, version, reserved, nonce, attempt
+HEADER: Final = struct.Struct("<8sHHIQ4x")  # magic, version, reserved, nonce, attempt; its CRC follows
 FRAME: Final = struct.Struct("<HBBIQ")
 CRC: Final = struct.Struct("<I")
+HEADER_COPIES: Final = 2  # without the nonce no record of the segment could be read
+HEADER_BYTES: Final = HEADER_COPIES * (HEADER.size + CRC.size)
 SYNC: Final = 0x7AC3
 HEAD: Final = FRAME.size + CRC.size
 MAX_PAYLOAD: Final = 16 << 20
@@ -44,7 +45,6 @@ ATTEMPT_SHIFT: Final = 40
 CLOCK_STEP_MS: Final = 1000  # a clock that goes back further than this was set, and is believed
 SEGMENT_NAME: Final = re.compile(r"(\d{6})-(\d{6})\.utj")
 
-_log = logging.getLogger("unified_tracker")
 _open_journals: weakref.WeakSet[Journal] = weakref.WeakSet()
 
 
@@ -57,6 +57,7 @@ class Journal:
     """The writing end. Held by the training process.
 
     Threads: any thread may append; one lock, never held over anything but encoding and one write.
+    Signals: a handler that appends in the middle of its own thread's append is served right after that one.
     Fork: a child's copy is dead: `append` returns False there, nothing is written twice.
     """
 
@@ -74,9 +75,11 @@ class Journal:
         self.first_error: str | None = None
         self._segment_bytes = segment_bytes
         self._encode = msgspec.msgpack.Encoder().encode
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
+        self._busy = False
+        self._interrupting: list[Callable[[], object]] = []
         self._sequence = self.attempt << ATTEMPT_SHIFT
-        self._last_ms = 0
+        self._clock_ms = self._last_ms = 0
         self._steps_in_ms: set[int | None] = set()
         self._number = 0
         self._fd = -1
@@ -103,7 +106,16 @@ class Journal:
             TypeError, ValueError, OverflowError: The record cannot be encoded or exceeds 16 MiB; nothing was written.
         """
         with self._lock:
-            return self._write(self._encode(record))
+            if self._busy:
+                self._interrupting.append(lambda: self.append(record))
+                return True
+            self._busy = True
+            try:
+                return self._write(self._encode(record))
+            finally:
+                self._busy = False
+                if self._interrupting:
+                    self._catch_up()
 
     def append_metrics(self, values: dict[str, Number], step: int | None, bad_step: str | None = None) -> bool:
         """Write a `Metrics` record, stamped so that no two calls of a run agree in both step and time.
@@ -112,36 +124,54 @@ class Journal:
         same millisecond is moved to the next one. Otherwise as `append`.
         """
         with self._lock:
-            ms = time.time_ns() // 1_000_000
-            if self._last_ms - CLOCK_STEP_MS < ms <= self._last_ms:
-                ms = self._last_ms
-                if step in self._steps_in_ms:
-                    ms += 1
-            if ms != self._last_ms:
-                self._last_ms = ms
-                self._steps_in_ms.clear()
-            self._steps_in_ms.add(step)
-            return self._write(self._encode(Metrics(ms, step, values, bad_step)))
+            if self._busy:
+                self._interrupting.append(lambda: self.append_metrics(values, step, bad_step))
+                return True
+            self._busy = True
+            try:
+                ms = time.time_ns() // 1_000_000
+                set_back = ms < self._clock_ms - CLOCK_STEP_MS
+                self._clock_ms = ms
+                if ms <= self._last_ms and not set_back:
+                    ms = self._last_ms
+                    if step in self._steps_in_ms:
+                        ms += 1
+                if ms != self._last_ms:
+                    self._last_ms = ms
+                    self._steps_in_ms.clear()
+                self._steps_in_ms.add(step)
+                return self._write(self._encode(Metrics(ms, step, values, bad_step)))
+            finally:
+                self._busy = False
+                if self._interrupting:
+                    self._catch_up()
+
+    def _catch_up(self) -> None:
+        """Write what signal handlers have said while this thread was writing."""
+        late, self._interrupting = self._interrupting, []
+        for call in late:
+            call()
 
     def _write(self, payload: bytes) -> bool:
         if self._fd < 0:
             return False
         if len(payload) > MAX_PAYLOAD:
             raise ValueError(f"record of {len(payload)} bytes exceeds the journal's limit of {MAX_PAYLOAD}")
-        head = FRAME.pack(SYNC, 1, 0, len(payload), self._sequence + 1)
+        self._sequence += 1  # before the write: Ctrl-C right after it must not give a number twice
+        head = FRAME.pack(SYNC, 1, 0, len(payload), self._sequence)
         crc = zlib.crc32(payload, zlib.crc32(head, self._nonce))
         frame = head + CRC.pack(crc) + payload
         try:
             written = os.write(self._fd, frame)
         except OSError as error:
-            self._mend(error)
+            self._lose(error)
             return False
         if written != len(frame):
-            self._mend(OSError(f"only {written} of {len(frame)} bytes were written"))
+            self._cut_off(written)
+            self._lose(OSError(f"only {written} of {len(frame)} bytes were written"))
             return False
-        self._sequence += 1
-        self._size += written
-        if self._size >= self._segment_bytes:
+        self._room -= written
+        if self._room <= 0:
             self._roll()
         return True
 
@@ -164,37 +194,43 @@ class Journal:
         path = self.folder / f"{self.attempt:06d}-{self._number:06d}.utj"
         fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND | getattr(os, "O_CLOEXEC", 0), 0o600)
         nonce = int.from_bytes(os.urandom(4), "little")
+        header = HEADER.pack(MAGIC, VERSION, 0, nonce, self.attempt)
+        header += CRC.pack(zlib.crc32(header))
         try:
-            os.write(fd, HEADER.pack(MAGIC, VERSION, 0, nonce, self.attempt))
+            if os.write(fd, header * HEADER_COPIES) != HEADER_BYTES:
+                raise OSError(f"{path}: no room for a header")
         except OSError:
             os.close(fd)
             path.unlink(missing_ok=True)
             raise
         if self._fd >= 0:
             os.close(self._fd)
-        self._fd, self._nonce, self._size = fd, nonce, HEADER.size
+        self._fd, self._nonce, self._room = fd, nonce, self._segment_bytes - HEADER_BYTES
 
     def _roll(self) -> None:
         try:
             self._open_segment()
         except OSError as error:  # stay on the old segment: it grows beyond its limit, nothing is lost
             self._number -= 1
-            self._size = 0
+            self._room = self._segment_bytes
             self.first_error = self.first_error or str(error)
 
-    def _mend(self, error: OSError) -> None:
-        """After a failed write: cut the half-written frame off, count, go on."""
+    def _lose(self, error: OSError) -> None:
+        """A record could not be written: count it and go on; its number stays unused."""
         self.lost += 1
-        self._sequence += 1  # the gap makes the loss countable by the reader
         self.first_error = self.first_error or str(error)
+
+    def _cut_off(self, written: int) -> None:
+        """Remove the beginning of a frame that was not written whole."""
         try:
-            os.ftruncate(self._fd, self._size)
+            os.ftruncate(self._fd, os.lseek(self._fd, 0, os.SEEK_END) - written)
         except OSError:
-            _log.debug("journal tail could not be cut; the reader steps over it", exc_info=True)
+            pass  # the reader steps over it
 
     def _abandon(self) -> None:
         """In a forked child: never write, never hold a lock that a vanished thread holds."""
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
+        self._busy = False
         if self._fd >= 0:
             os.close(self._fd)
         self._fd = -1
@@ -214,14 +250,16 @@ class JournalReader:
 
     Attributes:
         skipped_bytes: Bytes that belonged to no valid frame.
-        unreadable: Frames that were intact but could not be decoded (written by a newer version).
+        undecodable: Frames that were intact but could not be decoded (written by a newer version).
+        unreadable: Names of segments without an intact header of this version; they stay where they are.
     """
 
     def __init__(self, folder: Path, start: Position = Position()) -> None:  # noqa: B008 -- immutable
         self.folder = folder
         self.position = start
         self.skipped_bytes = 0
-        self.unreadable = 0
+        self.undecodable = 0
+        self.unreadable: list[str] = []
         self._decode = msgspec.msgpack.Decoder(Record).decode
         self._nonces: dict[str, int | None] = {}
 
@@ -250,10 +288,10 @@ class JournalReader:
 
     def _read_segment(self, name: str, max_bytes: int, *, complete: bool) -> Iterator[Entry]:
         with (self.folder / name).open("rb") as file:
-            nonce = self._nonce(name, file.read(HEADER.size), complete=complete)
+            nonce = self._nonce(name, file.read(HEADER_BYTES), complete=complete)
             if nonce is None:
                 return
-            offset = max(self.position.offset, HEADER.size)
+            offset = max(self.position.offset, HEADER_BYTES)
             file.seek(offset)
             buffer = file.read(max(max_bytes, HEAD))
             size = os.fstat(file.fileno()).st_size
@@ -281,7 +319,7 @@ class JournalReader:
                         try:
                             record = self._decode(payload)
                         except (msgspec.DecodeError, RecursionError):
-                            self.unreadable += 1
+                            self.undecodable += 1
                             continue
                         yield Entry(sequence, record, self.position)
                         continue
@@ -300,16 +338,18 @@ class JournalReader:
     def _nonce(self, name: str, header: bytes, *, complete: bool) -> int | None:
         if name in self._nonces:
             return self._nonces[name]
-        if len(header) < HEADER.size and not complete:
+        if len(header) < HEADER_BYTES and not complete:
             return None
         nonce: int | None = None
-        if len(header) == HEADER.size:
-            magic, version, _, candidate, _ = HEADER.unpack(header)
-            if magic == MAGIC and version == VERSION:
-                nonce = candidate
-        if nonce is None:
-            _log.warning("journal segment %s has no readable header; its records stay where they are", name)
-            self.unreadable += 1
+        size = HEADER.size + CRC.size
+        for at in range(0, len(header) - size + 1, size):
+            copy = header[at : at + HEADER.size]
+            if CRC.unpack_from(header, at + HEADER.size)[0] == zlib.crc32(copy):
+                magic, version, _, candidate, _ = HEADER.unpack(copy)
+                nonce = candidate if magic == MAGIC and version == VERSION else None
+                break
+        if nonce is None and header:
+            self.unreadable.append(name)
         self._nonces[name] = nonce
         return nonce
 

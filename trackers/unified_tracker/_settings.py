@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import os
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
@@ -71,6 +70,8 @@ def refuse_unknown(given: Collection[str], known: Collection[str], *, where: str
     """Raise a `ConfigurationError` that names the first unknown key and the nearest known one."""
     for key in given:
         if key not in known:
+            import difflib  # only for the message: keeps `import unified_tracker` light
+
             near = difflib.get_close_matches(str(key), list(known), n=1)
             hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(sorted(known))}"
             raise ConfigurationError(f"{where}: unknown option {key!r}; {hint}")
