@@ -12,7 +12,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from unified_tracker._mask import is_secret_name, mask, mask_command, mask_source, mask_text, split_userinfo
+from unified_tracker._mask import (
+    is_secret_name,
+    learn_variables,
+    mask,
+    mask_command,
+    mask_source,
+    mask_text,
+    split_userinfo,
+)
 from unified_tracker._naming import Renamer, path_like
 from unified_tracker._values import flatten, number, plain, step_number
 
@@ -142,6 +150,93 @@ def test_secrets_are_masked_wherever_they_stand() -> None:
     assert secret not in mask_source(source)
     assert "model = dict(type='X')" in mask_source(source)
     assert mask_text("nothing here: 0.5") == "nothing here: 0.5"
+
+
+CANARY = "c4N4ryC4n4ryC4n4ryC4n4ryC4n4ry123456"  # whole words are hidden, so it is looked for in any part
+
+
+@pytest.mark.parametrize(
+    "shape",
+    [
+        "https://me:{0}@host/x",
+        "https://:{0}@host/x",
+        "postgresql+psycopg2://me:{0}@db:5432/mlflow",
+        "https://{0}@github.com/owner/repo.git",
+        "git clone https://oauth2:{0}@gitlab.example/x failed",
+        "hf_{0}",
+        "ghp_{0}",
+        "gho_{0}",
+        "ghs_{0}",
+        "glpat-{0}",
+        "wandb_v1_{0}",
+        "xoxb-{0}",
+        "sk-{0}",
+        "sk-proj-{0}",
+        "eyJhbGciOi{0}.eyJzdWIiOi{0}.{0}",
+        "Authorization: Bearer {0}",
+        "authorization: bearer {0}",
+        "Authorization: Basic {0}==",
+        "https://host/x?token={0}&a=1",
+        "https://host/x?a=1&access_token={0}",
+        "https://bucket/x?X-Amz-Signature={0}",
+        "https://bucket/x?X-Amz-Credential={0}",
+        "https://blob/x?sv=1&sig={0}",
+        "https://host/x?api_key={0}",
+        "https://host/x?password={0}",
+        "-----BEGIN RSA PRIVATE KEY-----\n{0}\n-----END RSA PRIVATE KEY-----",
+    ],
+)
+def test_what_looks_like_a_credential_is_masked_in_any_text(shape: str) -> None:
+    text = f"before {shape.format(CANARY)} after"
+    assert CANARY not in mask_text(text)
+    assert mask_text(text).startswith("before ")
+    assert mask_text(text).endswith(" after")
+    assert CANARY not in repr(mask({"a": [{"b": text}]}))
+    assert CANARY not in mask_source(f"model:\n  init: '{text}'\n")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "AKIAIOSFODNN7EXAMPLE",
+        "ASIAIOSFODNN7EXAMPLE",
+        "AIzaSyA-1234567890abcdefghijklmnopqrstuv",
+        "dapi0123456789abcdef0123456789abcdef",
+    ],
+)
+def test_keys_of_a_fixed_form_are_masked(text: str) -> None:
+    assert text not in mask_text(f"key {text} end")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "git@github.com:owner/repo.git",
+        "https://user@host/x",
+        "https://host/x?page=2&size=10",
+        "task-specific head, risk-averse, basic anchors",
+        "a bearer of bad news",
+        "commit 6221f23aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa",
+        "dict(type='ResNet', depth=50, norm_cfg=dict(type='BN'))",
+        "s3://bucket/key=value/part",
+        "max_tokens=512 tokenizer=bert",
+    ],
+)
+def test_what_is_no_credential_stays(text: str) -> None:
+    assert mask_text(text) == text
+
+
+def test_a_credential_of_the_environment_is_masked_wherever_its_value_stands(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MY_SERVICE_PASSWORD", "plainwordsnobodyguesses")
+    monkeypatch.setenv("MY_AUTH_SOCKET", "/run/user/socket")
+    monkeypatch.setenv("MY_TOKEN", "1")
+    learn_variables()
+    try:
+        assert "plainwords" not in mask_text("login with plainwordsnobodyguesses failed")
+        assert mask_text("see /run/user/socket, 1 of 1") == "see /run/user/socket, 1 of 1"
+    finally:
+        monkeypatch.undo()
+        learn_variables()
 
 
 def test_userinfo_leaves_the_uri() -> None:

@@ -28,7 +28,7 @@ from typing import Final
 
 import msgspec
 
-from unified_tracker.records import Entry, Metrics, Number, Position, Record
+from unified_tracker.records import Entry, Loss, Metrics, Number, Position, Record
 
 MAGIC: Final = b"\x89UTJ\r\n\x1a\n"
 VERSION: Final = 1
@@ -41,6 +41,8 @@ SYNC: Final = 0x7AC3
 HEAD: Final = FRAME.size + CRC.size
 MAX_PAYLOAD: Final = 16 << 20
 SEGMENT_BYTES: Final = 8 << 20
+RESERVE: Final = "reserve"
+RESERVE_BYTES: Final = 64 << 10
 ATTEMPT_SHIFT: Final = 40
 CLOCK_STEP_MS: Final = 1000  # a clock that goes back further than this was set, and is believed
 SEGMENT_NAME: Final = re.compile(r"(\d{6})-(\d{6})\.utj")
@@ -71,7 +73,7 @@ class Journal:
         before = [int(path.name[:6]) for path in segments(folder)]
         self.folder = folder
         self.attempt = max(before, default=0) + 1
-        self.lost = 0
+        self.lost = self._reported = 0
         self.first_error: str | None = None
         self._segment_bytes = segment_bytes
         self._encode = msgspec.msgpack.Encoder().encode
@@ -84,6 +86,7 @@ class Journal:
         self._number = 0
         self._fd = -1
         self._open_segment()
+        self._keep_reserve()
         _open_journals.add(self)
 
     @property
@@ -181,13 +184,50 @@ class Journal:
             if self._fd >= 0:
                 os.close(self._fd)
                 self._fd = -1
+                self.free_reserve()
         _open_journals.discard(self)
 
-    def forget_loss(self) -> tuple[int, str]:
-        """Hand over the count of records lost so far, and the first reason, for a `Loss` record."""
+    def append_last(self, record: Record) -> bool:
+        """As `append`, for what must be said at the end: on a full disk the room that was kept for it is given back."""
+        if self._try(record):
+            return True
+        self.free_reserve()
+        return self.append(record)
+
+    def report_loss(self) -> None:
+        """Write how many records were lost since the last report; if the disk refuses that too, it is for later."""
         with self._lock:
-            count, self.lost = self.lost, 0
-            return count, self.first_error or ""
+            count = self.lost - self._reported
+            if count and self._try(Loss(now_ms(), count, self.first_error or "")):
+                self._reported += count
+
+    def _try(self, record: Record) -> bool:
+        """As `append`, but a failure is no loss: it is neither counted nor does it use up a number."""
+        with self._lock:
+            before = self._sequence, self.lost
+            if self.append(record):
+                return True
+            self._sequence, self.lost = before
+            return False
+
+    def free_reserve(self) -> None:
+        """Give the file system back what was kept for the last records."""
+        try:
+            (self.folder / RESERVE).unlink(missing_ok=True)
+        except OSError:
+            pass
+
+    def _keep_reserve(self) -> None:
+        try:
+            fd = os.open(self.folder / RESERVE, os.O_WRONLY | os.O_CREAT, 0o600)
+        except OSError:
+            return
+        try:
+            os.posix_fallocate(fd, 0, RESERVE_BYTES)
+        except (OSError, AttributeError):  # AttributeError: macOS
+            pass
+        finally:
+            os.close(fd)
 
     def _open_segment(self) -> None:
         self._number += 1

@@ -15,14 +15,32 @@ from urllib.parse import urlsplit, urlunsplit
 
 WORDS: Final = frozenset({"password", "passwd", "secret", "token", "credential", "credentials", "apikey", "auth"})
 PHRASES: Final = ("api_key", "access_key", "private_key", "secret_key")
-PATTERNS: Final = re.compile(
-    r"(?P<userinfo>(?<=://)[^/\s:@]+:[^/\s@]+(?=@))"
-    r"|AKIA[0-9A-Z]{16}|\bhf_[A-Za-z0-9]{20,}|\bgh[pousr]_[A-Za-z0-9]{30,}|\bwandb_v1_[A-Za-z0-9_]{20,}"
-    r"|(?<=[?&]token=)[^&\s]+|(?<=Bearer )[A-Za-z0-9._~+/-]{8,}=*"
-    r"|-----BEGIN [A-Z ]*PRIVATE KEY-----[\s\S]*?-----END [A-Z ]*PRIVATE KEY-----"
+# What credentials look like: literals of which one must be there (texts can be long, this is fast), and the shape.
+SHAPES: Final = tuple(
+    (triggers, re.compile(shape))
+    for triggers, shape in (
+        (("://",), r"://(?P<secret>[^/\s:@\"']*:[^/\s@\"']+|[^/\s:@\"']{20,})@"),  # user and password, or a token
+        (("AKIA", "ASIA"), r"\b(?P<secret>(?:AKIA|ASIA)[0-9A-Z]{16})\b"),
+        (("AIza", "ya29."), r"\b(?P<secret>AIza[\w\-]{35}|ya29\.[\w\-]{20,})"),
+        (("hf_",), r"\b(?P<secret>hf_[A-Za-z0-9]{20,})"),
+        (("ghp_", "gho_", "ghu_", "ghs_", "ghr_"), r"\b(?P<secret>gh[opsur]_[A-Za-z0-9]{30,})"),
+        (("github_pat_", "glpat-"), r"\b(?P<secret>github_pat_\w{40,}|glpat-[\w\-]{20,})"),
+        (("wandb_v1_", "dapi"), r"\b(?P<secret>wandb_v1_\w{20,}|dapi[0-9a-f]{32})"),
+        (("xox", "sk-"), r"\b(?P<secret>xox[abeoprs]-[\w\-]{10,}|sk-[\w\-]{20,})"),
+        (("eyJ",), r"\b(?P<secret>eyJ[\w\-]{10,}\.[\w\-]{10,}\.[\w\-]*)"),  # JSON web token
+        (("earer ", "asic "), r"(?i:\b(?:bearer|basic) )(?P<secret>[A-Za-z0-9._~+/\-]{8,}=*)"),
+        (
+            ("?", "&"),
+            r"[?&](?i:token|access_token|sig|signature|api_?key|key|password|secret|x-amz-signature|x-amz-credential)="
+            r"(?P<secret>[^&\s\"']+)",
+        ),
+        (("PRIVATE KEY",), r"(?P<secret>-----BEGIN [A-Z ]*PRIVATE KEY-----[\s\S]*?-----END [A-Z ]*PRIVATE KEY-----)"),
+    )
 )
+SHORTEST: Final = 8  # a shorter value of a variable is masked by its name only: `1` stands everywhere
 ASSIGNMENT: Final = re.compile(r"([\w.\-]+)([\"']?[ \t]*[:=][ \t]*)([\"']?)([^\s\"',(){}\[\]]+)\3")
 _salt: Final = os.urandom(16)
+_variables: tuple[str, ...] | None = None
 
 
 def masked(text: str) -> str:
@@ -30,9 +48,29 @@ def masked(text: str) -> str:
     return "***" + hashlib.blake2b(text.encode("utf-8", "surrogatepass"), key=_salt, digest_size=4).hexdigest()
 
 
+def learn_variables() -> None:
+    """Read the environment anew: what its credentials (by their names) are is masked wherever it stands."""
+    global _variables
+    found = {value for name, value in os.environ.items() if len(value) >= SHORTEST and is_secret_name(name)}
+    _variables = tuple(sorted((value for value in found if not value.startswith(("/", "."))), key=len, reverse=True))
+
+
 def mask_text(text: str) -> str:
-    """A text with everything masked that looks like a credential."""
-    return PATTERNS.sub(lambda match: masked(match.group()), text)
+    """A text with everything masked that looks like a credential, or is one of the environment's."""
+    if _variables is None:
+        learn_variables()
+    for secret in _variables or ():
+        if secret in text:
+            text = text.replace(secret, masked(secret))
+    for triggers, shape in SHAPES:
+        if any(trigger in text for trigger in triggers):
+            text = shape.sub(_masked_match, text)
+    return text
+
+
+def _masked_match(match: re.Match[str]) -> str:
+    whole, start, end = match.group(), match.start("secret") - match.start(), match.end("secret") - match.start()
+    return whole[:start] + masked(whole[start:end]) + whole[end:]
 
 
 def mask(value: Any, key: str = "") -> Any:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import builtins
 import contextlib
 import functools
 import io
 import re
 import sys
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Concatenate, Final, Literal, ParamSpec, cast
@@ -23,16 +24,21 @@ from unified_tracker._mask import mask, mask_text
 from unified_tracker._rundir import RunDirectory
 from unified_tracker._staging import Hold, Staging
 from unified_tracker._tracker import RunInfo
-from unified_tracker._values import number, plain, step_number
+from unified_tracker._values import as_text, number, plain, shown, step_number
 from unified_tracker._watch import DeliveryWatch
-from unified_tracker.records import Artifact, Finished, Loss, Media, Number, Params, Record, StagedFile, Status, Tags
+from unified_tracker.records import Artifact, Finished, Media, Number, Params, Record, StagedFile, Status, Tags
 
 OnError = Literal["warn", "raise"]
 P = ParamSpec("P")
 
 REWRITTEN: Final = re.compile(r"(model_best|model_final|last|latest|best).*", re.IGNORECASE)
 PULSE_S: Final = 2.0
+WARNINGS: Final = 100  # kinds of them, over the life of a run
 KILL_CODES: Final = frozenset({130, 137, 143})  # 128 + SIGINT, SIGKILL, SIGTERM
+
+
+class _RefusedError(RecordError):
+    """What `on_error="raise"` raises: counted and said already."""
 
 
 def _call(method: Callable[Concatenate[Run, P], None]) -> Callable[Concatenate[Run, P], None]:
@@ -44,8 +50,10 @@ def _call(method: Callable[Concatenate[Run, P], None]) -> Callable[Concatenate[R
             return
         try:
             method(self, *args, **kwargs)
+        except _RefusedError:
+            raise
         except Exception as error:  # noqa: BLE001 -- promise 3: tracking never ends a training
-            self._refuse(method.__name__, f"{type(error).__name__}: {error}", error)
+            self._refuse(method.__name__, f"{type(error).__name__}: {error}", error=error)
 
     return cast("Callable[Concatenate[Run, P], None]", call)
 
@@ -129,18 +137,23 @@ class Run:
         """
         if self._journal is None:
             return
-        for name, value in metrics.items():
-            if type(value) is not float or type(name) is not str:
-                self._log_mixed(metrics, step)
-                return
-        if type(step) is not int or not -0x8000000000000000 <= step <= 0x7FFFFFFFFFFFFFFF:
-            self._log_mixed(metrics, step)
-            return
-        self._steps_given, self._next_step = True, step
-        if not self._journal.append_metrics(metrics, step):  # type: ignore[arg-type]  # msgspec takes any mapping of floats
-            self._lost()
-        elif time.monotonic_ns() >= self._next_pulse_ns:
-            self._pulse()
+        try:
+            for name, value in metrics.items():
+                if type(value) is not float or type(name) is not str:
+                    break
+            else:
+                if type(step) is int and -0x8000000000000000 <= step <= 0x7FFFFFFFFFFFFFFF:
+                    self._steps_given, self._next_step = True, step
+                    if not self._journal.append_metrics(metrics, step):  # type: ignore[arg-type]  # msgspec takes any mapping of floats
+                        self._lost()
+                    elif time.monotonic_ns() >= self._next_pulse_ns:
+                        self._pulse()
+                    return
+        except _RefusedError:
+            raise
+        except Exception:  # noqa: BLE001, S110 -- a name that cannot be encoded, no mapping at all: the slow way sorts it out
+            pass
+        self._log_mixed(metrics, step)
 
     @_call
     def log_params(self, params: Mapping[str, Any]) -> None:
@@ -148,12 +161,18 @@ class Run:
 
         A parameter logged before with another value is kept by the backend as it was first; the change is recorded.
         """
-        self._append(Params(now_ms(), mask(plain(params))))
+        values = mask(plain(params))
+        if not isinstance(values, dict):
+            raise RecordError(f"parameters must be a mapping, not {type(params).__name__}")
+        try:
+            self._append(Params(now_ms(), values))
+        except ValueError:  # larger than a record may be: key by key, so that only what is too large itself is refused
+            self._refuse("log_params", *(f"parameter {name!r}: {why}" for name, why in self._one_by_one(values)))
 
     @_call
     def set_tags(self, tags: Mapping[str, Any]) -> None:
         """Record tags; the last value of a key wins."""
-        self._append(Tags(now_ms(), {str(key): str(mask(str(value), str(key))) for key, value in tags.items()}))
+        self._append(Tags(now_ms(), {as_text(key): mask(as_text(value), as_text(key)) for key, value in tags.items()}))
 
     @_call
     def log_image(self, name: str, image: Any, step: int | None = None, caption: str | None = None) -> None:
@@ -178,12 +197,12 @@ class Run:
             )
         buffer = io.BytesIO()
         np.save(buffer, np.ascontiguousarray(array), allow_pickle=False)
-        self._media("array", name, step, f"{name}.npy", buffer.getvalue(), caption)
+        self._media("array", name, step, "npy", buffer.getvalue(), caption)
 
     @_call
     def log_text(self, name: str, text: str, step: int | None = None) -> None:
         """Record a text."""
-        self._media("text", name, step, f"{name}.txt", mask_text(text).encode("utf-8", "replace"))
+        self._media("text", name, step, "txt", mask_text(as_text(text)).encode())
 
     @_call
     def log_table(
@@ -197,12 +216,12 @@ class Run:
             rows: As many values a row as there are columns: strings, numbers, booleans, None.
             step: As in `log_metrics`.
         """
-        body = [[plain(value) for value in row] for row in rows]
+        body = [[mask(plain(value)) for value in row] for row in rows]
         for index, row in enumerate(body):
             if len(row) != len(columns):
                 raise RecordError(f"table {name!r}: row {index} has {len(row)} values for {len(columns)} columns")
-        content = msgspec.json.encode({"columns": [str(column) for column in columns], "data": body})
-        self._media("table", name, step, f"{name}.json", content)
+        content = msgspec.json.encode({"columns": [as_text(column) for column in columns], "data": body})
+        self._media("table", name, step, "json", content)
 
     @_call
     def log_figure(self, name: str, figure: Any, step: int | None = None) -> None:
@@ -213,9 +232,9 @@ class Run:
         if hasattr(figure, "savefig"):
             buffer = io.BytesIO()
             figure.savefig(buffer, format="png", bbox_inches="tight")
-            self._media("figure", name, step, f"{name}.png", buffer.getvalue())
+            self._media("figure", name, step, "png", buffer.getvalue())
         elif hasattr(figure, "to_html"):
-            self._media("figure", name, step, f"{name}.html", figure.to_html(include_plotlyjs=True).encode())
+            self._media("figure", name, step, "html", figure.to_html(include_plotlyjs=True).encode())
         else:
             raise RecordError(f"figure {name!r}: a matplotlib or plotly figure is expected, not {type(figure)}")
 
@@ -240,7 +259,8 @@ class Run:
         """
         assert self._staging is not None  # noqa: S101 -- `_call` has checked `active`
         files = self._staging.hold_tree(Path(path), "copy")
-        record = Artifact(now_ms(), name, type, files, tuple(aliases), mask(plain(metadata or {})))
+        label = None if name is None else as_text(name)
+        record = Artifact(now_ms(), label, as_text(type), files, _aliases(aliases), _metadata(metadata))
         self._append(record)
 
     @_call
@@ -272,19 +292,20 @@ class Run:
         how: Hold = "copy" if at_risk else "link"
         files = self._staging.hold_tree(source, how)
         self._logged_paths.add(source)
-        values = self._numbers("log_checkpoint", metrics or {})
+        values, refused = self._numbers(metrics or {})
         record = Artifact(
             now_ms(),
             f"run-{self.id}-model",
             "model",
             files,
-            tuple(dict.fromkeys(aliases)),
-            mask(plain(metadata or {})),
+            _aliases(aliases),
+            _metadata(metadata),
             values,
             step_number(step)[0],
-            epoch,
+            None if epoch is None else number(epoch),
         )
         self._append(record)
+        self._refuse("log_checkpoint", *refused)
 
     @_call
     def _log_file(self, name: str, content: bytes | Path) -> None:
@@ -313,12 +334,12 @@ class Run:
             return True
         if not self._journal.closed:
             with contextlib.suppress(Exception):  # a last write that fails leaves the run without its status: KILLED
-                self._report_loss()
-                self._journal.append(Finished(now_ms(), status, mask_text(reason)[:2000] if reason else None))
+                self._write_end(status, reason)
             last = self._journal.sequence
-            self._journal.close()
-            self._directory.unlock_writer()
-            self._finished = self._watch.wait(last, timeout_s)
+            with contextlib.suppress(Exception):  # promise 3; the uploader goes on whatever happens here
+                self._journal.close()
+                self._directory.unlock_writer()
+                self._finished = self._watch.wait(last, timeout_s)
         return self._finished
 
     def __enter__(self) -> Run:
@@ -333,7 +354,9 @@ class Run:
         """What `atexit` calls: the interpreter ends and nobody has called `finish`."""
         if not self.active:
             return
-        error = getattr(sys, "last_exc", None) or getattr(sys, "last_value", None)
+        error = None
+        if not hasattr(builtins, "__IPYTHON__"):  # there it is whatever some cell raised, hours ago
+            error = getattr(sys, "last_exc", None) or getattr(sys, "last_value", None)
         self.finish(status_of(error) if error else self.unfinished_status, reason_of(error))
 
     # ---- inside ------------------------------------------------------------------------------------------------
@@ -343,7 +366,7 @@ class Run:
         if self._journal is None:
             return
         try:
-            values = self._numbers("log_metrics", metrics)
+            values, refused = self._numbers(metrics)
             whole, bad = step_number(step)
             if whole is not None:
                 self._steps_given, self._next_step = True, whole
@@ -353,35 +376,51 @@ class Run:
             if (values or not metrics) and not self._journal.append_metrics(values, whole, bad):
                 self._lost()
             if bad is not None:
-                self._refuse("log_metrics", f"step {bad} is no 64-bit integer; recorded without a step")
+                refused.append(f"the step is no 64-bit integer: {bad}; recorded without a step")
+            self._refuse("log_metrics", *refused)
+        except _RefusedError:
+            raise
         except Exception as error:  # noqa: BLE001 -- promise 3
-            self._refuse("log_metrics", f"{type(error).__name__}: {error}", error)
+            self._refuse("log_metrics", f"{type(error).__name__}: {error}", error=error)
         if time.monotonic_ns() >= self._next_pulse_ns:
             self._pulse()
 
-    def _numbers(self, call: str, metrics: Mapping[str, Any]) -> dict[str, Number]:
+    def _numbers(self, metrics: Mapping[str, Any]) -> tuple[dict[str, Number], list[str]]:
+        """What of the metrics is a number, and a sentence about each that is none."""
         values: dict[str, Number] = {}
+        refused: list[str] = []
         for name, value in metrics.items():
             converted = number(value)
             if converted is None:
-                self._refuse(call, f"metric {str(name)!r} is no number: {repr(value)[:80]} ({type(value).__name__})")
+                kind = type(value).__name__
+                refused.append(f"metric {as_text(name)!r} is no number: {shown(value, 80)} ({kind})")
             else:
-                values[str(name).encode("utf-8", "replace").decode()] = converted
-        return values
+                values[as_text(name)] = converted
+        return values, refused
+
+    def _one_by_one(self, params: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+        """Record each parameter in a record of its own; gives those that are too large even so, and why."""
+        for name, value in params.items():
+            try:
+                self._append(Params(now_ms(), {name: value}))
+            except ValueError as error:  # noqa: PERF203 -- a configuration of over 16 MiB is no everyday matter
+                yield name, str(error)
 
     def _media(
         self,
         form: Literal["array", "text", "table", "figure"],
         name: str,
         step: int | None,
-        file: str,
+        suffix: str,
         content: bytes,
         caption: str | None = None,
     ) -> None:
         assert self._staging is not None  # noqa: S101 -- `_call` has checked `active`
+        name = as_text(name)
         whole = step_number(step)[0]
-        staged: StagedFile = self._staging.write(file, content)
-        self._append(Media(now_ms(), form, name, whole if whole is not None else self._next_step, staged, caption))
+        staged: StagedFile = self._staging.write(f"{name}.{suffix}", content)
+        words = None if caption is None else mask_text(as_text(caption))
+        self._append(Media(now_ms(), form, name, whole if whole is not None else self._next_step, staged, words))
 
     def _append(self, record: Record) -> None:
         assert self._journal is not None  # noqa: S101 -- `_call` has checked `active`
@@ -394,28 +433,39 @@ class Run:
             return  # finished, or a forked child: nothing is meant to be recorded
         self._refuse("journal", f"{journal.first_error}; records are being lost until the disk takes them again")
 
-    def _report_loss(self) -> None:
+    def _write_end(self, status: Status, reason: str | None) -> None:
+        """The last records. They take the room that was kept for them if the disk has no other."""
         assert self._journal is not None  # noqa: S101 -- called while the journal is open
-        count, error = self._journal.forget_loss()
-        if count and not self._journal.append(Loss(now_ms(), count, error)):
-            self._journal.lost += count
+        why = mask_text(as_text(reason))[:2000] if reason else None
+        given = str(status).upper()
+        if given not in {"FINISHED", "FAILED", "KILLED"}:
+            why = f"finish was called with status {shown(status, 80)}" + (f": {why}" if why else "")
+            given = "FAILED"
+        if self._journal.lost:
+            self._journal.free_reserve()
+        self._journal.report_loss()
+        if self._refused:
+            self._journal.append_last(Tags(now_ms(), {"unified_tracker.refused": str(self._refused)}))
+        self._journal.append_last(Finished(now_ms(), cast("Status", given), why))
 
-    def _refuse(self, call: str, why: str, error: Exception | None = None) -> None:
+    def _refuse(self, call: str, *reasons: str, error: Exception | None = None) -> None:
         """Count what was refused, warn once for each kind, raise for those who want it."""
         if call != "journal":
-            self._refused += 1
-        kind = f"{call}:{type(error).__name__ if error else why}"
-        if kind not in self._warned and len(self._warned) < 100:
-            self._warned.add(kind)
-            say(f"{call}: {mask_text(why)}")
-        if self._on_error == "raise":
-            raise RecordError(f"{call}: {why}") from error
+            self._refused += len(reasons)
+        with contextlib.suppress(Exception):  # a warning that cannot be given is no reason to fail
+            for why in reasons:
+                kind = f"{call}:{type(error).__name__ if error else why.partition(':')[0]}"
+                if kind not in self._warned and len(self._warned) < WARNINGS:
+                    self._warned.add(kind)
+                    say(f"{call}: {mask_text(why)}")
+        if reasons and self._on_error == "raise":
+            raise _RefusedError(f"{call}: {mask_text('; '.join(reasons[:5]))}") from error
 
     def _pulse(self) -> None:
         """Every two seconds: restart a dead uploader, pass on what the lanes have to say. Costs two small reads."""
         self._next_pulse_ns = time.monotonic_ns() + int(PULSE_S * 1e9)
-        if self._journal is not None and self._journal.lost and not self._journal.closed:
-            self._report_loss()
+        if self._journal is not None:
+            self._journal.report_loss()
         if self._watch is not None and self.active:
             with contextlib.suppress(OSError, msgspec.MsgspecError):
                 self._watch.look()
@@ -437,6 +487,15 @@ def status_of(error: BaseException | None) -> Status:
 def reason_of(error: BaseException | None) -> str | None:
     """One line about an exception; None if there is none."""
     return f"{type(error).__name__}: {error}" if error is not None else None
+
+
+def _aliases(given: Sequence[str]) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(map(as_text, [given] if isinstance(given, str) else given)))
+
+
+def _metadata(given: Mapping[str, Any] | None) -> dict[str, Any]:
+    values = mask(plain(given or {}))
+    return values if isinstance(values, dict) else {"metadata": values}
 
 
 def _inactive(info: bytes) -> Run:

@@ -15,6 +15,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import time
 from collections.abc import Iterator
@@ -105,12 +106,19 @@ class RunDirectory:
 
         A POSIX record lock: unlike `flock` it is not inherited by forked DataLoader workers, so it is free as soon as
         the training process is dead.
+
+        Raises:
+            OSError: The file cannot be made, or its file system has no locks.
         """
         fd = os.open(self.path / "writer.lock", os.O_RDWR | os.O_CREAT | getattr(os, "O_CLOEXEC", 0), 0o600)
         for _ in range(20):  # the uploader holds the lock for an instant when it looks
             try:
                 fcntl.lockf(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
+            except OSError as error:
+                if error.errno not in {errno.EACCES, errno.EAGAIN}:
+                    os.close(fd)
+                    why = f"its file system has no locks ({error.strerror}): choose a local disk"
+                    raise OSError(error.errno, why) from error
                 time.sleep(0.005)
                 continue
             self._lock_fd = fd

@@ -14,6 +14,7 @@ import shutil
 from pathlib import Path
 from typing import Final, Literal
 
+from unified_tracker._values import as_text
 from unified_tracker.records import StagedFile
 
 FOLDER: Final = "files"
@@ -31,8 +32,11 @@ class Staging:
     def write(self, name: str, content: bytes) -> StagedFile:
         """Stage bytes that exist in memory only."""
         target = self._target(name)
-        with target.open("xb") as file:
-            file.write(content)
+        try:
+            target.write_bytes(content)
+        except OSError:
+            target.unlink(missing_ok=True)
+            raise
         return self._staged(name, target)
 
     def hold(self, source: Path, name: str, how: Hold) -> StagedFile:
@@ -68,17 +72,25 @@ class Staging:
         if not source.is_dir():
             raise FileNotFoundError(f"{source} is neither a file nor a folder")
         found = sorted(path for path in source.rglob("*") if path.is_file())
-        return tuple(self.hold(path, path.relative_to(source).as_posix(), how) for path in found)
+        held: list[StagedFile] = []
+        try:
+            for path in found:
+                held.append(self.hold(path, path.relative_to(source).as_posix(), how))  # noqa: PERF401 -- undone below
+        except OSError:
+            for staged in held:
+                locate(self._run_dir, staged).unlink(missing_ok=True)
+            raise
+        return tuple(held)
 
     def _target(self, name: str) -> Path:
         folder = self._run_dir / FOLDER
         folder.mkdir(mode=0o700, exist_ok=True)
-        base = re.sub(r"[^\w.\-]", "_", name.rpartition("/")[2])[-80:] or "file"
+        base = re.sub(r"[^A-Za-z0-9_.\-]", "_", name.rpartition("/")[2])[-80:] or "file"
         return folder / f"{self._attempt:03d}-{next(self._numbers):06d}-{base}"
 
     def _staged(self, name: str, target: Path) -> StagedFile:
         stat = target.stat()
-        return StagedFile(name, target.relative_to(self._run_dir).as_posix(), stat.st_size, stat.st_mtime_ns)
+        return StagedFile(as_text(name), target.relative_to(self._run_dir).as_posix(), stat.st_size, stat.st_mtime_ns)
 
 
 def locate(run_dir: Path, file: StagedFile) -> Path:

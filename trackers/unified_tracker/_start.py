@@ -19,7 +19,7 @@ from unified_tracker._environment import Environment, process_rank
 from unified_tracker._errors import ConfigurationError
 from unified_tracker._journal import Journal, now_ms
 from unified_tracker._launcher import UploaderProcess
-from unified_tracker._mask import mask, mask_command, mask_text, split_userinfo
+from unified_tracker._mask import learn_variables, mask, mask_command, mask_text, split_userinfo
 from unified_tracker._run import OnError, Run
 from unified_tracker._rundir import PARENT, RunDirectory, find_runs, new_run_id
 from unified_tracker._tracker import RunInfo
@@ -112,6 +112,7 @@ class RunSettings:
             ConfigurationError: As `start_run`.
         """
         working = Path.cwd()
+        learn_variables()
         values = _settings.read_file(working)
         values.update({key: value for key, value in given.items() if value is not None})
         names = _settings.choose(tracker, values)

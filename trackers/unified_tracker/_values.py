@@ -10,6 +10,7 @@ from unified_tracker.records import Number
 
 INT64: Final = range(-(2**63), 2**63)
 MAX_DEPTH: Final = 32
+MAX_VALUES: Final = 100_000
 
 
 def number(value: object) -> Number | None:
@@ -47,34 +48,88 @@ def step_number(value: object) -> tuple[int | None, str | None]:
         given = int(given)
     if isinstance(given, int) and given in INT64:
         return given, None
-    return None, repr(value)[:200]
+    return None, shown(value, 200)
 
 
-def plain(value: object, depth: int = 0) -> Any:
+def as_text(value: object) -> str:
+    """Any object as a string that can be encoded; lone surrogates become "?", what cannot say itself its type."""
+    if type(value) is str and value.isascii():
+        return value
+    try:
+        return str(value).encode("utf-8", "replace").decode()
+    except Exception:  # noqa: BLE001 -- __str__ of a stranger's class may raise anything
+        return f"<{type(value).__name__}>"
+
+
+def shown(value: object, limit: int) -> str:
+    """The `repr` of any object, cut to a length."""
+    try:
+        return as_text(repr(value))[:limit]
+    except Exception:  # noqa: BLE001 -- __repr__ of a stranger's class may raise anything
+        return f"<{type(value).__name__}>"
+
+
+def plain(value: object) -> Any:
     """Nested configuration as dicts with string keys, lists, strings, numbers, booleans and None.
 
-    Anything else becomes its `repr` (functions and classes their dotted name); a structure deeper than 32 levels, so
-    also one that contains itself, is cut there with "...".
+    Anything else becomes its `repr` (functions and classes their dotted name). What contains itself is cut there with
+    "...", and so is what is deeper than 32 levels or goes on beyond 100,000 values.
     """
-    if value is None or isinstance(value, (bool, str)):
-        return value
-    if type(value) is float or (type(value) is int and value in INT64):
-        return value
-    if depth >= MAX_DEPTH:
-        return "..."
-    if isinstance(value, Mapping):
-        return {str(key): plain(inner, depth + 1) for key, inner in value.items()}
-    if isinstance(value, Sequence) and not isinstance(value, (bytes, bytearray)):
-        return [plain(inner, depth + 1) for inner in value]
-    if isinstance(value, (set, frozenset)):
-        return [plain(inner, depth + 1) for inner in sorted(value, key=repr)]
-    if isinstance(value, int):
-        return str(value)
-    name = getattr(value, "__qualname__", None)
-    if name is not None:
-        return f"{getattr(value, '__module__', '')}.{name}".lstrip(".")
-    scalar = number(value)
-    return scalar if scalar is not None else repr(value)[:10_000]
+    return _Plain().of(value)
+
+
+class _Plain:
+    """One conversion: what is being converted further up, and how many values there have been."""
+
+    def __init__(self) -> None:
+        self._above: set[int] = set()
+        self._values = 0
+
+    def of(self, value: object) -> Any:
+        self._values += 1
+        if value is None or isinstance(value, bool):
+            return value
+        if isinstance(value, str):
+            return as_text(value)
+        if type(value) is float or (type(value) is int and value in INT64):
+            return value
+        if isinstance(value, (Mapping, Sequence, set, frozenset)) and not isinstance(value, (bytes, bytearray)):
+            return self._container(value)
+        if isinstance(value, int):
+            return str(int(value))
+        name = getattr(value, "__qualname__", None)
+        if isinstance(name, str):
+            return as_text(f"{getattr(value, '__module__', '')}.{name}".lstrip("."))
+        scalar = number(value)
+        if scalar is not None:
+            return scalar
+        return shown(value, 10_000)
+
+    def _container(self, value: Mapping[Any, Any] | Sequence[Any] | set[Any] | frozenset[Any]) -> Any:
+        if id(value) in self._above or len(self._above) >= MAX_DEPTH:
+            return "..."
+        self._above.add(id(value))
+        try:
+            if isinstance(value, Mapping):
+                found: dict[str, Any] = {}
+                for key, inner in value.items():
+                    name = as_text(key)
+                    found[name if name not in found else f"{name} ({type(key).__name__})"] = self.of(inner)
+                    if self._values > MAX_VALUES:
+                        found["..."] = "..."
+                        break
+                return found
+            items: list[Any] = []
+            for inner in sorted(value, key=repr) if isinstance(value, (set, frozenset)) else value:
+                items.append(self.of(inner))
+                if self._values > MAX_VALUES:
+                    items.append("...")
+                    break
+            return items
+        except Exception as error:  # noqa: BLE001 -- a stranger's container may raise anything; its neighbours stay
+            return f"<{type(value).__name__}: {type(error).__name__}>"
+        finally:
+            self._above.discard(id(value))
 
 
 def flatten(values: Mapping[str, Any], separator: str = ".") -> dict[str, Any]:
