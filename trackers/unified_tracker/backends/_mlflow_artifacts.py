@@ -61,6 +61,14 @@ class MlflowArtifacts:
             local.write_bytes(content)
             self._client.log_artifact(self._run_id, str(local), posixpath.dirname(path) or None)
 
+    def read_json(self, path: str) -> dict[str, Any]:
+        """A JSON object that stands under a path of the run; empty if there is none."""
+        if path not in {item.path for item in self._client.list_artifacts(self._run_id, posixpath.dirname(path))}:
+            return {}
+        with self._folder() as folder:
+            local = self._client.download_artifacts(self._run_id, path, str(folder))
+            return msgspec.json.decode(Path(local).read_bytes(), type=dict[str, Any])
+
     def log_files(self, files: Mapping[str, Path]) -> None:
         """Plain files of the run, under their own names."""
         for name, path in files.items():
