@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import socket
@@ -39,9 +40,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
     environment["PATH"] = f"{Path(SERVER_PYTHON).parent}{os.pathsep}{environment['PATH']}"  # it starts gunicorn by name
     with (folder / "log").open("wb") as log:
-        process = subprocess.Popen(
-            command, stdout=log, stderr=log, start_new_session=True, cwd=folder, env=environment
-        )
+        process = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True, cwd=folder, env=environment)
     uri = f"http://127.0.0.1:{port}"
     try:
         wait_until(lambda: answers(f"{uri}/health"), lambda: (folder / "log").read_text())
@@ -159,7 +158,5 @@ def processes_of(run_dir: Path) -> list[int]:
 def kill(*pids: int) -> None:
     """SIGKILL; a process that is gone already is none the worse."""
     for pid in pids:
-        try:
+        with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
-        except ProcessLookupError:
-            pass

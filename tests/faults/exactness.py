@@ -31,7 +31,7 @@ def logged(run_dir: Path) -> Counter[Row]:
     """Every metric value in the journal, as MLflow should hold it."""
     names = Renamer(path_like, 250 - len("unified_tracker.name."))
     return Counter(
-        _row(names(name), entry.record.step or 0, entry.record.ts, float(value))
+        row(names(name), entry.record.step or 0, entry.record.ts, float(value))
         for entry in journal(run_dir)
         if isinstance(entry.record, Metrics)
         for name, value in entry.record.values.items()
@@ -43,9 +43,9 @@ def stored(uri: str, mlflow_id: str) -> Counter[Row]:
     client = mlflow.MlflowClient(uri)
     keys = client.get_run(mlflow_id).data.metrics
     return Counter(
-        _row(row.key, row.step, row.timestamp, row.value)
+        row(found.key, found.step, found.timestamp, found.value)
         for key in keys
-        for row in client.get_metric_history(mlflow_id, key)
+        for found in client.get_metric_history(mlflow_id, key)
     )
 
 
@@ -61,7 +61,9 @@ def assert_exact(uri: str, run_dir: Path, missing: Counter[Row] | None = None) -
     expected.subtract(missing or Counter())
     found = stored(uri, only_run(uri, run_dir).info.run_id)
     lacking, extra = expected - found, found - expected
-    assert not lacking and not extra, f"missing {len(lacking)}: {list(lacking)[:3]}; extra {len(extra)}: {list(extra)[:3]}"
+    assert not lacking and not extra, (
+        f"missing {len(lacking)}: {list(lacking)[:3]}; extra {len(extra)}: {list(extra)[:3]}"
+    )
 
 
 def only_run(uri: str, run_dir: Path) -> mlflow.entities.Run:
@@ -75,9 +77,7 @@ def only_run(uri: str, run_dir: Path) -> mlflow.entities.Run:
     return found[0]
 
 
-def _row(name: str, step: int, ts: int, value: float) -> Row:
-    if math.isnan(value):
-        bits = b"NaN"
-    else:  # infinities become the largest number, and minus zero zero: so does MLflow's store
-        bits = struct.pack("<d", min(max(value, -LARGEST), LARGEST) + 0.0)
-    return name, step, ts, bits
+def row(name: str, step: int, ts: int, value: float) -> Row:
+    """A row as MLflow's store keeps it: infinities become the largest number, and minus zero zero."""
+    stored_value = min(max(value, -LARGEST), LARGEST) + 0.0
+    return name, step, ts, b"NaN" if math.isnan(value) else struct.pack("<d", stored_value)

@@ -155,7 +155,7 @@ class _Handler(BaseHTTPRequestHandler):
     def handle_one_request(self) -> None:
         try:
             super().handle_one_request()
-        except (ConnectionError, socket.timeout, ValueError):
+        except (TimeoutError, ConnectionError, ValueError):
             self.close_connection = True
 
     def relay(self) -> None:
@@ -179,7 +179,7 @@ class _Handler(BaseHTTPRequestHandler):
                 self.proxy.wait_for_calm()
             self._reset()
 
-    do_GET = do_POST = do_PUT = do_PATCH = do_DELETE = do_HEAD = relay
+    do_GET = do_POST = do_PUT = do_PATCH = do_DELETE = do_HEAD = relay  # noqa: N815 -- the names http.server looks for
 
     def _forward(self, body: bytes) -> tuple[int, list[tuple[str, str]], bytes]:
         target = self.proxy.target

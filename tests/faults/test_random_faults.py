@@ -5,16 +5,19 @@ from __future__ import annotations
 import math
 import os
 import random
+import subprocess
 import time
 from collections import Counter
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import mlflow
 import pytest
 
 from tests.faults.conftest import WAIT_S, finished, kill, processes_of, recorded, state, wait_until
-from tests.faults.exactness import LARGEST, Row, _row, assert_exact, only_run
+from tests.faults.exactness import LARGEST, Row, assert_exact, only_run
+from tests.faults.exactness import row as stored_row
 from tests.faults.proxy import FaultProxy
 from unified_tracker.records import Metrics, Record, Tags
 
@@ -39,7 +42,7 @@ def rows(seed: int) -> tuple[list[Record], Counter[Row]]:
     bad = Metrics(REFUSED_TS, 7, {"bad": 1.0})
     records.insert(dice.randrange(len(records)), bad)
     records.append(Metrics(1_700_000_900_000, 1, {"odd name @ 50 %": 0.5}))
-    return [*records, finished()], Counter({_row("bad", 7, REFUSED_TS, 1.0): 1})
+    return [*records, finished()], Counter({stored_row("bad", 7, REFUSED_TS, 1.0): 1})
 
 
 def _value(dice: random.Random) -> float:
@@ -57,9 +60,7 @@ def deliver_with_kills(run_dir: Path, uploaders: Callable, dice: random.Random, 
         before = state(run_dir).records
         uploader = uploaders(run_dir, **environment)
         # At work again: the first time once it has connected, later once there was progress.
-        wait_until(lambda: state(run_dir).pid in processes_of(run_dir) or uploader.poll() is not None)
-        if number:
-            wait_until(lambda: state(run_dir).records > before or uploader.poll() is not None)  # noqa: B023
+        wait_until(partial(_works, uploader, run_dir, before if number else -1))
         time.sleep(dice.random() * 0.5)
         if uploader.poll() is None:
             everything = processes_of(run_dir)
@@ -71,6 +72,12 @@ def deliver_with_kills(run_dir: Path, uploaders: Callable, dice: random.Random, 
                 kill(uploader.pid)
                 uploader.wait()
     assert uploaders(run_dir, **environment).wait(2 * WAIT_S) == 0
+
+
+def _works(uploader: subprocess.Popen[bytes], run_dir: Path, records: int) -> bool:
+    """True once a lane has delivered more than so many records, or the uploader has ended."""
+    at_work = state(run_dir).pid in processes_of(run_dir) and state(run_dir).records > records
+    return at_work or uploader.poll() is not None
 
 
 def assert_complete_but_one(uri: str, run_dir: Path, refused: Counter[Row]) -> None:

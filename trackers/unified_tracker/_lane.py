@@ -135,7 +135,7 @@ class Lane:
         self._reader = JournalReader(self._directory.journal, self._held.position)
         self._publish()
         try:
-            address = self._insist(lambda: self._tracker.open(self._directory.info()), for_ever=True)
+            address = self._insist(lambda: self._tracker.open(self._directory.info()))
             self._publish(address=address, error=None)
             if resumed:  # what the tags say about delivery is about the attempt before
                 self._set_own_tags({"unified_tracker.delivery": "recording", "unified_tracker.reason": ""})
@@ -223,36 +223,46 @@ class Lane:
         """Deliver a batch; halve it for as long as it is rejected, down to the single value that is to blame."""
         size = sum(file.size for file in files)
         try:
-            self._insist(lambda: call(batch), file_bytes=size, tries=tries)
+            self._insist(lambda: call(batch), batch, file_bytes=size, tries=tries)
             self._file_bytes += size
         except RejectedError as error:
-            if len(batch) == 1 and (parts := _parts(batch[0])):
-                batch = parts
-            if len(batch) == 1:
-                self._set_aside(batch[0], str(error))
+            whole, batch = batch, _parts(batch[0]) if len(batch) == 1 else batch
+            if len(batch) < 2:
+                self._set_aside(whole[0], str(error))
                 return
-            middle = len(batch) // 2
-            tries = FEW_TRIES if isinstance(error, SuspectError) else tries
-            self._send(call, batch[:middle], tries=tries)
-            self._send(call, batch[middle:], tries=tries)
+            halves = [batch[: len(batch) // 2], batch[len(batch) // 2 :]]
+            if isinstance(error, SuspectError):  # first what gets through: it shows that the backend takes the like
+                tries = FEW_TRIES
+                halves = [half for half in halves if not self._gets_through(call, half)]
+            for half in halves:
+                self._send(call, half, tries=tries)
+
+    def _gets_through(self, call: Callable[[Sequence[Entry]], None], batch: Sequence[Entry]) -> bool:
+        try:
+            self._insist(lambda: call(batch), batch, tries=FEW_TRIES, verdict=False)
+        except RejectedError:
+            return False
+        return True
 
     def _insist(
         self,
         call: Callable[[], T],
+        batch: Sequence[Entry] = (),
         *,
         file_bytes: int = 0,
         calls: int = 1,
         tries: int = SUSPECT_TRIES,
-        for_ever: bool = False,
+        verdict: bool = True,
     ) -> T:
         """Call until it succeeds or is rejected. Waits between tries, says what is wrong meanwhile.
 
         Args:
             call: What to do.
+            batch: The records that it is about; if there are none, a rejection is a trouble like any other.
             file_bytes: Size of the files that it sends.
             calls: How many times the usual limit it may take.
             tries: After how many failures that point to the records they are suspected.
-            for_ever: There are no records to set aside: a rejection is a trouble like any other.
+            verdict: A record that is suspected is set aside afterwards, not only tried in other company.
         """
         unsorted = suspect = 0
         since = self._clock.monotonic()
@@ -263,20 +273,20 @@ class Lane:
             try:
                 result = call()
             except RejectedError as error:
-                if not for_ever:
+                if batch:
                     raise
                 trouble = str(error)
             except DeliveryError as error:
                 trouble = str(error)
                 asked = error.retry_after_s if isinstance(error, TransientError) else None
                 suspect = suspect + 1 if isinstance(error, TransientError) and error.suspect else 0
-                if suspect >= tries and not for_ever and self._takes_others():
+                if suspect >= tries and batch and self._takes_others(batch, verdict=verdict):
                     raise SuspectError(trouble) from error
             except Exception as error:
                 _log.exception("unsorted error of backend %s", self._backend)
                 unsorted += 1
                 trouble = f"{type(error).__name__}: {error}"
-                if unsorted >= UNSORTED_TRIES and not for_ever:
+                if unsorted >= UNSORTED_TRIES and batch:
                     raise RejectedError(trouble) from error
             else:
                 if self._state.error is not None:
@@ -289,13 +299,18 @@ class Lane:
                 raise GaveUp
             self._clock.sleep(self._backoff.next_s(asked))
 
-    def _takes_others(self) -> bool:
-        """True if the backend takes something that it is known to take: then it is not simply down."""
-        canary: Callable[[], None] | None = getattr(self._tracker, "canary", None)
+    def _takes_others(self, batch: Sequence[Entry], *, verdict: bool) -> bool:
+        """True if the backend is not simply down.
+
+        Before a value is set aside the backend must take something of the same kind; before a batch is only halved it
+        is enough that it takes anything.
+        """
+        canary: Callable[[Sequence[Entry]], None] | None = getattr(self._tracker, "canary", None)
         if canary is None:
             return False
+        alone = verdict and len(batch) == 1 and not _parts(batch[0])
         try:
-            canary()
+            canary(batch if alone else ())
         except Exception:  # noqa: BLE001 -- whatever it is: the records are not alone in their trouble
             return False
         return True
@@ -362,9 +377,7 @@ class Lane:
         if lost:
             tags["unified_tracker.lost"] = str(lost)
         self._set_own_tags(tags, ended)
-        self._insist(
-            lambda: self._tracker.close(status, ended), file_bytes=self._file_bytes, calls=CLOSE_CALLS, for_ever=True
-        )
+        self._insist(lambda: self._tracker.close(status, ended), file_bytes=self._file_bytes, calls=CLOSE_CALLS)
         if self._sent:
             self._held = self._sent[-1]
             self._ledger.set_held(self._held)

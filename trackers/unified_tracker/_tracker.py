@@ -61,8 +61,9 @@ class Tracker(Protocol):
     will never be taken: the uploader then halves the batch until it finds the one to blame, sets it aside and goes on.
     Anything else counts as transient for a while and as rejected after that.
 
-    A tracker may have one method more, `canary() -> None`: write something small that the backend is known to take,
-    and raise if it does not. It is asked when the same records fail again and again with `TransientError.suspect`.
+    A tracker may have one method more, `canary(entries: Sequence[Entry]) -> None`, asked when the same records fail
+    again and again with `TransientError.suspect`: write something small that the backend is known to take, of the same
+    kind as `entries` if there are any, and raise if it is not taken or nothing of the kind is known.
 
     Attributes:
         rebuilds: True for a backend that is written anew each time (a file that must be whole): the journal is then

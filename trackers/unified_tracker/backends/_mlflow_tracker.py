@@ -119,10 +119,14 @@ class MlflowTracker:
         return self._deleted() if found.info.lifecycle_stage == "deleted" else None
 
     @sorted_errors
-    def canary(self) -> None:
-        if self._last_row is not None:
-            self._client.log_batch(self._run_id, metrics=[self._last_row])
+    def canary(self, entries: Sequence[Entry]) -> None:
+        """Write again what the run has already. Raises for files: a store that fails now may take them tomorrow."""
         self._set_tags({RUN_TAG: self._own_id})
+        for entry in entries:
+            if isinstance(entry.record, Metrics):
+                self._log_rows([self._known_row()])
+            elif not isinstance(entry.record, (Params, Tags)):
+                raise TransientError("nothing is known of the artifact store")
 
     @sorted_errors
     def log_metrics(self, entries: Sequence[Entry]) -> None:
@@ -284,6 +288,16 @@ class MlflowTracker:
                 raise
             if missing:
                 self._client.log_batch(self._run_id, metrics=missing)
+
+    def _known_row(self) -> Metric:
+        """A row that the run has."""
+        if self._last_row is None:
+            for key in self._client.get_run(self._run_id).data.metrics:
+                self._last_row = self._client.get_metric_history(self._run_id, key)[-1]
+                break
+            else:
+                raise TransientError(f"run {self._run_id} has no metrics yet")
+        return self._last_row
 
     def _not_stored(self, rows: Sequence[Metric]) -> list[Metric]:
         stored = {
