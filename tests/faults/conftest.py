@@ -12,6 +12,7 @@ import time
 import urllib.request
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
@@ -83,13 +84,23 @@ def uploaders() -> Iterator[Callable[..., subprocess.Popen[bytes]]]:
         process.wait()
 
 
-def recorded(folder: Path, uri: str, records: Sequence[Record], run_id: str = "abcd1234", **backends: dict) -> Path:
-    """A run directory as a training leaves it that has logged these records."""
-    directory = RunDirectory(folder / "unified-tracker" / run_id)
-    options = {"tracking_uri": uri, "artifact_location": None, "run_id": None, "owned": True}
-    info = run_info("mlflow", run_id)
-    project = f"{folder.parent.name}-{folder.name}"  # the tests share a server
-    directory.create(msgspec.structs.replace(info, project=project, backends={"mlflow": options, **backends}))
+def recorded(
+    folder: Path, uri: str, records: Sequence[Record], *, only: dict[str, Any] | None = None, **others: dict[str, Any]
+) -> Path:
+    """A run directory as a training leaves it that has logged these records.
+
+    Args:
+        folder: Where; names the project, since the tests share a server.
+        uri: Tracking URI for MLflow.
+        records: What was logged after the start.
+        only: Backends and their options, instead of MLflow.
+        others: Backends and their options, beside MLflow.
+    """
+    directory = RunDirectory(folder / "unified-tracker" / "abcd1234")
+    mlflow = {"tracking_uri": uri, "artifact_location": None, "run_id": None, "owned": True}
+    info = run_info("mlflow")
+    project = f"{folder.parent.name}-{folder.name}"
+    directory.create(msgspec.structs.replace(info, project=project, backends=only or {"mlflow": mlflow, **others}))
     writer = Journal(directory.journal)
     assert writer.append(Started(now_ms(), writer.attempt, os.getpid(), info.name, None, {}))
     for record in records:

@@ -357,7 +357,9 @@ class Lane:
         if missing > self._state.lost:
             _log.error("%d records were logged and are not in the journal", missing)
         self._told = self._clock.monotonic()
-        self._publish(read=self._read.sequence, records=self._read.records, lost=missing)
+        notes = self._state.notes
+        said = [note for note in getattr(self._tracker, "notes", ()) if note not in notes]
+        self._publish(notes=(*notes, *said)[:NOTES], read=self._read.sequence, records=self._read.records, lost=missing)
 
     # ---- the end -----------------------------------------------------------------------------------------------
 

@@ -99,7 +99,7 @@ class MlflowTracker:
         for tag, words in found.data.tags.items():
             if tag.startswith(NONFINITE_TAG):
                 self._nonfinite[tag.removeprefix(NONFINITE_TAG)].update(words.split(", "))
-        self._artifacts.open(found.info.experiment_id, self._run_id)
+        self._artifacts.open(found.info.experiment_id, self._run_id, found.info.artifact_uri)
         return self._address(found.info.experiment_id)
 
     def gone(self) -> str | None:
@@ -210,9 +210,14 @@ class MlflowTracker:
         elif record.name is None:
             self._artifacts.log_files(files)
         else:
-            self._artifacts.log_version(entry.sequence, record, files)
+            self._artifacts.log_version(record, files)
         self._publish_names()
         self._held = entry.sequence
+
+    @property
+    def notes(self) -> Sequence[str]:
+        """What the user should know, once."""
+        return self._artifacts.notes
 
     def held(self) -> int:
         return self._held
