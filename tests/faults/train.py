@@ -23,5 +23,5 @@ for count in range(1, 1_000_000):
     value = float("nan") if count % 10 == 0 else 1.0 / count
     run.log_metrics({"loss": value, "count": float(count)}, step=count)
     returned[:] = struct.pack("<q", count)
-    if count % 20 == 0:
+    if count % 4 == 0:
         time.sleep(0.01)
