@@ -26,6 +26,7 @@ from unified_tracker.testing import run_info
 # Python of an environment whose MLflow runs the server; default: the one that runs the tests.
 SERVER_PYTHON = os.environ.get("UNIFIED_TRACKER_MLFLOW_PYTHON", sys.executable)
 WAIT_S = 120.0
+IMPATIENT = {"MLFLOW_HTTP_REQUEST_TIMEOUT": "5", "UNIFIED_TRACKER_RETRY_CAP_S": "1"}
 
 
 @pytest.fixture(scope="session")
@@ -72,7 +73,7 @@ def uploaders() -> Iterator[Callable[..., subprocess.Popen[bytes]]]:
                 stdout=log,
                 stderr=log,
                 cwd=run_dir,
-                env={**os.environ, "MLFLOW_HTTP_REQUEST_TIMEOUT": "5", **environment},
+                env={**os.environ, **IMPATIENT, **environment},
                 start_new_session=True,
             )
         started.append(process)
@@ -129,7 +130,7 @@ def start_sync(folder: Path, *arguments: str, **environment: str) -> Callable[[]
     process = subprocess.Popen(
         command,
         cwd=folder,
-        env={**os.environ, "MLFLOW_HTTP_REQUEST_TIMEOUT": "5", **environment},
+        env={**os.environ, **IMPATIENT, **environment},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

@@ -16,7 +16,18 @@ from pathlib import Path
 
 import pytest
 
-from tests.faults.conftest import WAIT_S, finished, kill, processes_of, recorded, start_sync, state, sync, wait_until
+from tests.faults.conftest import (
+    IMPATIENT,
+    WAIT_S,
+    finished,
+    kill,
+    processes_of,
+    recorded,
+    start_sync,
+    state,
+    sync,
+    wait_until,
+)
 from tests.faults.exactness import assert_exact, journal, only_run
 from tests.faults.proxy import FaultProxy
 from unified_tracker._journal import segments
@@ -31,7 +42,7 @@ class Training:
     def __init__(self, folder: Path, uri: str) -> None:
         self.folder, self.uri = folder, uri
         command = [sys.executable, str(Path(__file__).with_name("train.py")), str(folder), uri, folder.name]
-        environment = {**os.environ, "MLFLOW_HTTP_REQUEST_TIMEOUT": "5"}
+        environment = {**os.environ, **IMPATIENT}
         self.process = subprocess.Popen(command, cwd=folder, env=environment, stderr=subprocess.DEVNULL)
         wait_until(lambda: self.returned() > 0)
         (self.run_dir,) = (folder / "unified-tracker").iterdir()

@@ -10,6 +10,7 @@ import mlflow
 from tests.faults.conftest import WAIT_S, finished, recorded, wait_until
 from tests.faults.exactness import assert_exact, only_run
 from tests.faults.proxy import FaultProxy, Request
+from unified_tracker._journal import Journal
 from unified_tracker.records import Metrics, Params, Tags
 
 CREATE = "/api/2.0/mlflow/runs/create"
@@ -35,7 +36,7 @@ def test_runs_that_late_requests_have_made_are_ended_and_point_to_the_one_in_use
 ) -> None:
     """A request that is slow on its way: the client gives up, looks, finds nothing, and asks again, three times."""
     run_dir = recorded(tmp_path, proxy.url, [Metrics(1000 + i, i, {"x": i / 7}) for i in range(50)])
-    proxy.fault("delay", matches=creates, times=3, seconds=8.0)
+    proxy.fault("delay", matches=creates, times=3, seconds=5.0)
     uploader = uploaders(run_dir, MLFLOW_HTTP_REQUEST_TIMEOUT="1")
     wait_until(lambda: sum(creates(request) for request in proxy.requests) >= 3)
     client = mlflow.MlflowClient(server)
@@ -47,8 +48,6 @@ def test_runs_that_late_requests_have_made_are_ended_and_point_to_the_one_in_use
     assert uploader.wait(WAIT_S) == 0
     wait_until(lambda: len(all_runs()) >= 3)
     # The lane may have been through before the last of them was made: whoever delivers next finds it.
-    from unified_tracker._journal import Journal
-
     writer = Journal(run_dir / "journal")
     writer.append(Tags(5000, {"again": "yes"}))
     writer.append(finished())

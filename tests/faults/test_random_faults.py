@@ -97,7 +97,7 @@ def test_every_row_stands_there_once_after_random_faults_and_kills(
     records, refused = rows(seed)
     run_dir = recorded(tmp_path, proxy.url, records)
     proxy.chaos(seed, 0.3)
-    deliver_with_kills(run_dir, uploaders, random.Random(seed), {"MLFLOW_HTTP_REQUEST_TIMEOUT": "5"})
+    deliver_with_kills(run_dir, uploaders, random.Random(seed), {})
     assert sum(proxy.counts.values()) >= 10
     assert_complete_but_one(server, run_dir, refused)
 

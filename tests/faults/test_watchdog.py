@@ -81,7 +81,7 @@ def test_a_call_that_takes_long_but_less_than_its_limit_is_left_alone(
     proxy: FaultProxy, server: str, tmp_path: Path, uploaders: Callable
 ) -> None:
     run_dir = recorded(tmp_path, proxy.url, [*ROWS, finished()])
-    proxy.fault("delay", seconds=3.0, times=2, matches=lambda request: request.path.endswith("log-batch"))
+    proxy.fault("delay", seconds=2.5, times=2, matches=lambda request: request.path.endswith("log-batch"))
     assert uploaders(run_dir, UNIFIED_TRACKER_CALL_LIMIT_S="60").wait(WAIT_S) == 0
     assert "hangs" not in (run_dir / "uploader.log").read_text()
     assert_exact(server, run_dir)

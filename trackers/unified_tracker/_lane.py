@@ -48,7 +48,7 @@ from unified_tracker.records import (
 POLL_S: Final = 0.2
 TELL_S: Final = 0.5  # how often a lane that is busy writes down how far it is
 LINGER_S: Final = 600.0
-READ_BYTES: Final = 4 << 20
+READ_BYTES: Final = 2 << 20
 VALUES_A_CALL: Final = 1000  # what MLflow takes in one request
 UNSORTED_TRIES: Final = 5
 SUSPECT_TRIES, FEW_TRIES = 5, 2  # failures after which records are suspected; their halves are so already
@@ -95,6 +95,7 @@ class Lane:
         linger_s: float = LINGER_S,
         clock: Clock = time,
         call_limit_s: float = CALL_S,
+        backoff: Backoff | None = None,
     ) -> None:
         self._directory, self._backend, self._tracker = directory, backend, tracker
         self._linger_s, self._clock, self._call_limit_s = linger_s, clock, call_limit_s
@@ -116,7 +117,7 @@ class Lane:
             notes=self._before.notes if self._before else (),
             lost=self._held.missing,
         )
-        self._backoff = Backoff()
+        self._backoff = backoff or Backoff()
         self._told = 0.0
         self._file_bytes = 0
 
@@ -483,7 +484,8 @@ def main(arguments: Sequence[str]) -> int:
     with FileLock(directory.lanes / f"{backend}.lock"):
         info = directory.info()
         tracker = _plugins.load(backend).create(info, directory.path, info.backends[backend])
-        return Lane(directory, backend, tracker, linger_s=float(linger), call_limit_s=limit).run()
+        backoff = Backoff.of_environment()
+        return Lane(directory, backend, tracker, linger_s=float(linger), call_limit_s=limit, backoff=backoff).run()
 
 
 if __name__ == "__main__":

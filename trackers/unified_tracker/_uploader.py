@@ -42,7 +42,7 @@ class LaneProcess:
         self._directory, self._backend = directory, backend
         self._arguments = [sys.executable, "-m", "unified_tracker._lane", str(directory.path), backend, str(linger_s)]
         self._limit_s = float(os.environ.get(LIMIT_VARIABLE, CALL_S))
-        self._backoff = Backoff()
+        self._backoff = Backoff.of_environment()
         self._process: subprocess.Popen[bytes] | None = None
         self._start_at = self._look_at = 0.0
         self._progress: tuple[int, int] | None = None
@@ -54,8 +54,7 @@ class LaneProcess:
             return
         if self._process is None:
             if now >= self._start_at:
-                environment = {**os.environ, LIMIT_VARIABLE: str(self._limit_s)}
-                self._process = subprocess.Popen(self._arguments, stdin=subprocess.PIPE, env=environment)
+                self._start(now)
             return
         code = self._process.poll()
         if code is None:
@@ -76,6 +75,14 @@ class LaneProcess:
         _log.error("lane %s ended with code %d; it is started again", self._backend, code)
         if self._backoff.failures >= CRASHES and not self._directory.writer_alive():
             self.code = PENDING
+
+    def _start(self, now: float) -> None:
+        environment = {**os.environ, LIMIT_VARIABLE: str(self._limit_s)}
+        try:
+            self._process = subprocess.Popen(self._arguments, stdin=subprocess.PIPE, env=environment)
+        except OSError:  # no memory, no process numbers: a busy machine
+            _log.exception("lane %s cannot be started", self._backend)
+            self._start_at = now + self._backoff.next_s()
 
     def _end_if_it_hangs(self, now: float) -> None:
         """The watchdog: end a lane whose call to the backend should long have been over."""
