@@ -47,6 +47,7 @@ class MemoryTracker:
         self.tags: dict[str, str] = {}
         self.artifacts: dict[str, bytes] = {}
         self.ended: tuple[str, int] | None = None
+        self.address = Address("id", "memory://")
         self._held = 0
 
     def _call(self, name: str, entries: Sequence[Entry] = ()) -> None:
@@ -57,7 +58,7 @@ class MemoryTracker:
 
     def open(self, run: RunInfo) -> Address:
         self._call("open")
-        return Address("id", "memory://")
+        return self.address
 
     def log_metrics(self, entries: Sequence[Entry]) -> None:
         self._call("log_metrics", entries)
@@ -246,6 +247,32 @@ def test_a_tracker_that_rebuilds_is_given_the_whole_journal_again(tmp_path: Path
     journal.close()
     deliver(place2, rebuilds)
     assert len(rebuilds.rows) == 11
+
+
+def test_another_server_is_given_everything(tmp_path: Path) -> None:
+    place = directory(tmp_path, *metrics(5))
+    deliver(place, MemoryTracker())
+    journal = Journal(place.journal)
+    for record in (Metrics(9000, 5, {"loss": 5.0}), END):
+        journal.append(record)
+    journal.close()
+    elsewhere = MemoryTracker()
+    elsewhere.address = Address("other", "memory://elsewhere")
+    assert deliver(place, elsewhere) == DONE
+    assert len(elsewhere.rows) == 11
+    state = place.lane_state("memory")
+    assert state is not None
+    assert state.records == 8
+    assert "everything is delivered again" in state.notes[0]
+
+
+def test_a_sync_does_not_sit_out_a_long_pause_that_a_backend_asks_for(tmp_path: Path) -> None:
+    def busy(call: str, entries: Sequence[Entry]) -> None:
+        raise TransientError("HTTP 429", 300.0)
+
+    clock = ManualClock()
+    assert deliver(directory(tmp_path, END), MemoryTracker(busy), clock, linger_s=60) == PENDING
+    assert clock.now == 0
 
 
 def test_losses_are_told_on_the_run(tmp_path: Path) -> None:

@@ -137,6 +137,8 @@ class Lane:
         self._publish()
         try:
             address = self._insist(lambda: self._tracker.open(self._directory.info()))
+            if self._state.address is not None and self._state.address.id != address.id:
+                self._begin_anew(f"run {self._state.address.id} has become {address.id}: everything is delivered again")
             self._publish(address=address, error=None)
             if resumed:  # what the tags say about delivery is about the attempt before
                 self._set_own_tags({"unified_tracker.delivery": "recording", "unified_tracker.reason": ""})
@@ -156,6 +158,13 @@ class Lane:
         finally:
             self._ledger.close()
         return DONE
+
+    def _begin_anew(self, why: str) -> None:
+        """Deliver the journal from its start: another server, another database."""
+        _log.warning("%s", why)
+        self._held = self._read = Held()
+        self._reader = JournalReader(self._directory.journal)
+        self._publish(records=0, read=0, notes=(*self._state.notes, why)[:NOTES])
 
     # ---- delivering --------------------------------------------------------------------------------------------
 
@@ -294,11 +303,12 @@ class Lane:
                     self._publish(error=None)
                 return result
             self._publish(error=mask_text(trouble)[:500])
+            wait_s = self._backoff.next_s(asked)
             if self._directory.writer_alive():
                 since = self._clock.monotonic()
-            elif self._clock.monotonic() - since > self._linger_s:
+            elif max(self._clock.monotonic() - since, asked or 0.0) > self._linger_s:
                 raise GaveUp
-            self._clock.sleep(self._backoff.next_s(asked))
+            self._clock.sleep(wait_s)
 
     def _takes_others(self, batch: Sequence[Entry], *, verdict: bool) -> bool:
         """True if the backend is not simply down.

@@ -250,9 +250,11 @@ class MlflowTracker:
         return str(found.experiment_id)
 
     def _known_run(self) -> str | None:
-        """MLflow's id of the run, if a lane of this run directory has opened it before."""
+        """MLflow's id of the run, if a lane of this run directory has opened it at this address before."""
         state = RunDirectory(self._run_dir).lane_state("mlflow")
-        return state.address.id if state is not None and state.address is not None else None
+        if state is None or state.address is None or not state.address.url.startswith(self._uri.rstrip("/")):
+            return None
+        return state.address.id
 
     def _found_or_created(self, run: RunInfo) -> Any:
         """The run with our tag. An answer that is lost, or late, can leave several: the others are ended."""
