@@ -87,6 +87,14 @@ def test_a_call_that_takes_long_but_less_than_its_limit_is_left_alone(
     assert_exact(server, run_dir)
 
 
+def test_a_client_that_cannot_be_loaded_is_told_where_people_look(
+    plugin: None, tmp_path: Path, uploaders: Callable
+) -> None:
+    run_dir = recorded(tmp_path, "unused", [*ROWS, finished()], only={"acme": {}})  # KeyError: 'trouble'
+    assert uploaders(run_dir).wait(WAIT_S) == 2
+    assert state(run_dir, "acme").error == "the lane ended with KeyError: 'trouble'"
+
+
 @pytest.mark.parametrize("trouble", ["refuse", "black_hole"])
 def test_one_backend_that_is_down_does_not_hold_up_the_other(
     trouble: str, plugin: None, proxy: FaultProxy, server: str, tmp_path: Path, uploaders: Callable

@@ -492,10 +492,19 @@ def main(arguments: Sequence[str]) -> int:
     directory = RunDirectory(Path(path))
     limit = float(os.environ.get(LIMIT_VARIABLE, CALL_S))
     with FileLock(directory.lanes / f"{backend}.lock"):
-        info = directory.info()
-        tracker = _plugins.load(backend).create(info, directory.path, info.backends[backend])
-        backoff = Backoff.of_environment()
-        return Lane(directory, backend, tracker, linger_s=float(linger), call_limit_s=limit, backoff=backoff).run()
+        try:
+            info = directory.info()
+            tracker = _plugins.load(backend).create(info, directory.path, info.backends[backend])
+            backoff = Backoff.of_environment()
+            lane = Lane(directory, backend, tracker, linger_s=float(linger), call_limit_s=limit, backoff=backoff)
+            return lane.run()
+        except Exception as error:  # this process ends and is started again: say why, where people look
+            state = directory.lane_state(backend) or LaneState(backend, 0)
+            trouble = mask_text(f"the lane ended with {type(error).__name__}: {error}")[:500]
+            write_json(
+                directory.lanes / f"{backend}.json", msgspec.structs.replace(state, error=trouble, call_until=0.0)
+            )
+            raise
 
 
 if __name__ == "__main__":
