@@ -46,6 +46,7 @@ FRAMEWORKS = (
 )
 DETECTRON2 = "sal-detectron2==0.7.2"  # a redistribution: the index has no official Detectron2
 BACKENDS = ("mlflow==3.17.*", "wandb==0.31.*")
+OLD_SERVER = ("mlflow==2.16.2", "sqlalchemy<2.1", "setuptools<81")  # what it needed when it was new
 TEST_TOOLS = ("pytest>=8", "pytest-timeout>=2.3", "hypothesis>=6.100")
 
 
@@ -76,8 +77,31 @@ def tests(session: nox.Session) -> None:
 def frameworks(session: nox.Session) -> None:
     """Backends, adapters and examples: with the real frameworks and the real clients."""
     python = reference(session)
-    folders = [name for name in ("backends", "detectron2", "mmdet", "examples") if (ROOT / "tests" / name).is_dir()]
+    folders = [
+        name for name in ("backends", "detectron2", "mmdet", "examples", "faults") if (ROOT / "tests" / name).is_dir()
+    ]
     session.run(python, "-m", "pytest", *(session.posargs or [f"tests/{name}" for name in folders]), external=True)
+
+
+@nox.session
+def old_server(session: nox.Session) -> None:
+    """The fault tests with today's client and the oldest MLflow server that is supported."""
+    session.install(*OLD_SERVER)
+    python = reference(session)
+    server = {"UNIFIED_TRACKER_MLFLOW_PYTHON": str(Path(session.bin) / "python")}
+    session.run(python, "-m", "pytest", *(session.posargs or ["tests/faults"]), env=server, external=True)
+
+
+@nox.session(venv_backend="none")
+def faults(session: nox.Session) -> None:
+    """The fault tests with many seeds and kills: an hour. Arguments go to pytest."""
+    python = reference(session)
+    counts = {"SEEDS": "10", "ROWS": "30000", "KILLS": "30"}
+    many = {f"UNIFIED_TRACKER_FAULT_{name}": count for name, count in counts.items()}
+    many = {**many, "UNIFIED_TRACKER_KILL_ROUNDS": "20", **os.environ}
+    session.run(
+        python, "-m", "pytest", "--timeout=3600", *(session.posargs or ["tests/faults"]), env=many, external=True
+    )
 
 
 @nox.session(venv_backend="none")

@@ -11,8 +11,8 @@ import pytest
 
 from unified_tracker import Address, RejectedError, RunInfo, Tracker, TransientError
 from unified_tracker._backoff import CAP_S, Backoff
-from unified_tracker._journal import Journal, now_ms
-from unified_tracker._lane import DONE, PENDING, UNSORTED_TRIES, Lane
+from unified_tracker._journal import Journal, now_ms, segments
+from unified_tracker._lane import CALL_S, DONE, PENDING, UNSORTED_TRIES, Lane
 from unified_tracker._ledger import Ledger
 from unified_tracker._rundir import RunDirectory, find_runs
 from unified_tracker.records import Artifact, Entry, Finished, Loss, Metrics, Params, StagedFile, Started, Tags
@@ -47,6 +47,7 @@ class MemoryTracker:
         self.tags: dict[str, str] = {}
         self.artifacts: dict[str, bytes] = {}
         self.ended: tuple[str, int] | None = None
+        self.address = Address("id", "memory://")
         self._held = 0
 
     def _call(self, name: str, entries: Sequence[Entry] = ()) -> None:
@@ -57,7 +58,7 @@ class MemoryTracker:
 
     def open(self, run: RunInfo) -> Address:
         self._call("open")
-        return Address("id", "memory://")
+        return self.address
 
     def log_metrics(self, entries: Sequence[Entry]) -> None:
         self._call("log_metrics", entries)
@@ -248,11 +249,194 @@ def test_a_tracker_that_rebuilds_is_given_the_whole_journal_again(tmp_path: Path
     assert len(rebuilds.rows) == 11
 
 
+def test_another_server_is_given_everything(tmp_path: Path) -> None:
+    place = directory(tmp_path, *metrics(5))
+    deliver(place, MemoryTracker())
+    journal = Journal(place.journal)
+    for record in (Metrics(9000, 5, {"loss": 5.0}), END):
+        journal.append(record)
+    journal.close()
+    elsewhere = MemoryTracker()
+    elsewhere.address = Address("other", "memory://elsewhere")
+    assert deliver(place, elsewhere) == DONE
+    assert len(elsewhere.rows) == 11
+    state = place.lane_state("memory")
+    assert state is not None
+    assert state.records == 8
+    assert "everything is delivered again" in state.notes[0]
+
+
+def test_a_sync_does_not_sit_out_a_long_pause_that_a_backend_asks_for(tmp_path: Path) -> None:
+    def busy(call: str, entries: Sequence[Entry]) -> None:
+        raise TransientError("HTTP 429", 300.0)
+
+    clock = ManualClock()
+    assert deliver(directory(tmp_path, END), MemoryTracker(busy), clock, linger_s=60) == PENDING
+    assert clock.now == 0
+
+
 def test_losses_are_told_on_the_run(tmp_path: Path) -> None:
     tracker = MemoryTracker()
     deliver(directory(tmp_path, Loss(1, 17, "No space left on device"), END), tracker)
     assert tracker.tags["unified_tracker.lost"] == "17"
     assert tracker.tags["unified_tracker.delivery"] == "partial"
+
+
+def lose(journal: Journal, count: int) -> None:
+    """What a full disk does: the numbers of the records stay unused."""
+    journal._sequence += count
+
+
+def test_a_loss_that_was_reported_is_not_counted_twice(tmp_path: Path) -> None:
+    place = directory(tmp_path, *metrics(3))
+    for reported in (4, 0, 2):  # three attempts: lost and reported; only lost; reported, and damage besides
+        journal = Journal(place.journal)
+        journal.append(metrics(1)[0])
+        lose(journal, 4)
+        if reported:
+            journal.append(Loss(1, reported, "No space left on device"))
+        journal.append(END)
+        journal.close()
+    tracker = MemoryTracker()
+    deliver(place, tracker)
+    assert tracker.tags["unified_tracker.lost"] == "12"
+    state = place.lane_state("memory")
+    assert state is not None
+    assert state.lost == 12
+
+
+def test_losses_are_remembered_over_a_restart_of_the_lane(tmp_path: Path) -> None:
+    class Dead(BaseException):
+        pass
+
+    def crash(call: str, entries: Sequence[Entry]) -> None:
+        if call == "close":
+            raise Dead
+
+    place = directory(tmp_path, *metrics(3))
+    journal = Journal(place.journal)
+    lose(journal, 5)
+    for record in (*metrics(3), END):
+        journal.append(record)
+    journal.close()
+    with pytest.raises(Dead):
+        deliver(place, MemoryTracker(crash))
+    tracker = MemoryTracker()
+    assert deliver(place, tracker) == DONE
+    assert tracker.rows == []
+    assert tracker.tags["unified_tracker.lost"] == "5"
+    # The end of the run was held before the crash: it is not taken for a training that was killed.
+    assert tracker.ended == ("FINISHED", 5000)
+
+
+def test_a_segment_that_cannot_be_read_is_told_and_left_where_it_is(tmp_path: Path) -> None:
+    place = directory(tmp_path, *metrics(3))
+    journal = Journal(place.journal)
+    journal.append(END)
+    journal.close()
+    name = segments(place.journal)[0].name
+    (place.journal / name).write_bytes(b"written by a version that does not exist yet" * 9)
+    tracker = MemoryTracker()
+    assert deliver(place, tracker) == DONE
+    assert tracker.tags["unified_tracker.delivery"] == "partial"
+    state = place.lane_state("memory")
+    assert state is not None
+    assert f"segment {name} of the journal cannot be read" in state.notes[0]
+    assert (place.journal / name).exists()
+
+
+def test_metrics_travel_in_full_requests_and_no_larger_ones(tmp_path: Path) -> None:
+    sizes: list[int] = []
+
+    def note(call: str, entries: Sequence[Entry]) -> None:
+        if call == "log_metrics":
+            sizes.append(sum(len(entry.record.values) for entry in entries))  # type: ignore[union-attr]
+
+    wide = Metrics(1, 1, {f"m{number}": 1.0 for number in range(2500)})
+    deliver(directory(tmp_path, *metrics(2600), wide, *metrics(3), END), MemoryTracker(note))
+    assert sizes == [1000, 1000, 1000, 1000, 1000, 200, 2500, 6]
+
+
+def test_set_aside_is_still_known_after_a_resume(tmp_path: Path) -> None:
+    def poison(call: str, entries: Sequence[Entry]) -> None:
+        if any(isinstance(entry.record, Metrics) and entry.record.step == 1 for entry in entries):
+            raise RejectedError("INVALID_PARAMETER_VALUE")
+
+    place = directory(tmp_path, *metrics(3), Finished(4000, "FAILED", "OutOfMemory"))
+    first = MemoryTracker(poison)
+    deliver(place, first)
+    assert first.tags["unified_tracker.reason"] == "OutOfMemory"
+    journal = Journal(place.journal)
+    for record in (Started(now_ms(), journal.attempt, 1, None, None, {}), END):
+        journal.append(record)
+    journal.close()
+    seen: list[dict[str, str]] = []
+    tracker = MemoryTracker(lambda call, entries: seen.append(dict(tracker.tags)) if call == "set_tags" else None)
+    deliver(place, tracker)
+    assert seen[1]["unified_tracker.delivery"] == "recording"
+    assert tracker.tags["unified_tracker.delivery"] == "partial"
+    assert tracker.tags["unified_tracker.reason"] == ""
+    state = place.lane_state("memory")
+    assert state is not None
+    assert state.set_aside == 2
+    assert len(state.notes) == 2
+
+
+class WithCanary(MemoryTracker):
+    """A backend that says of itself whether it takes anything."""
+
+    takes = True
+
+    def canary(self, entries: Sequence[Entry]) -> None:
+        if not self.takes:
+            raise TransientError("down altogether")
+
+
+def failing_at(step: int) -> Callable[[str, Sequence[Entry]], None]:
+    def trouble(call: str, entries: Sequence[Entry]) -> None:
+        for entry in entries:
+            if isinstance(entry.record, Metrics) and entry.record.step == step and "loss" in entry.record.values:
+                raise TransientError("HTTP 500", suspect=True)
+
+    return trouble
+
+
+@pytest.mark.parametrize("bad", [0, 50, 99])
+def test_a_value_at_which_the_backend_fails_for_ever_is_set_aside(tmp_path: Path, bad: int) -> None:
+    tracker, clock = WithCanary(failing_at(bad)), ManualClock()
+    assert deliver(directory(tmp_path, *metrics(100), END), tracker, clock) == DONE
+    everything = {(i, name) for i in range(100) for name in ("loss", "lr")}
+    assert {(step, name) for step, name, _ in tracker.rows} == everything - {(bad, "loss")}
+    assert len(tracker.rows) == 199
+    assert tracker.tags["unified_tracker.set_aside"] == "1"
+    assert clock.now < 120
+
+
+def test_nothing_is_suspected_while_the_backend_takes_nothing_at_all(tmp_path: Path) -> None:
+    tracker, clock = WithCanary(failing_at(1)), ManualClock()
+    tracker.takes = False
+    place = directory(tmp_path, *metrics(3), END)
+    assert deliver(place, tracker, clock) == PENDING
+    state = place.lane_state("memory")
+    assert state is not None
+    assert (state.set_aside, state.error, state.call_until) == (0, "HTTP 500", 0)
+
+
+def test_a_call_is_announced_with_the_moment_by_which_it_must_be_over(tmp_path: Path) -> None:
+    place = directory(tmp_path, *metrics(3), END)
+    seen: dict[str, float] = {}
+    clock = ManualClock()
+
+    def look(call: str, entries: Sequence[Entry]) -> None:
+        state = place.lane_state("memory")
+        seen[call] = state.call_until - clock.now if state else 0.0
+
+    deliver(place, MemoryTracker(look), clock)
+    assert set(seen) == {"open", "log_metrics", "set_tags", "close"}
+    assert all(CALL_S <= left <= 20 * CALL_S for left in seen.values())
+    state = place.lane_state("memory")
+    assert state is not None
+    assert state.call_until == 0
 
 
 def staged(place: RunDirectory, source: Path) -> StagedFile:

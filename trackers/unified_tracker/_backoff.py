@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import random
 from typing import Final
 
+CAP_VARIABLE: Final = "UNIFIED_TRACKER_RETRY_CAP_S"
 FIRST_S: Final = 0.5
 CAP_S: Final = 60.0
 ASKED_CAP_S: Final = 600.0
@@ -13,16 +15,22 @@ ASKED_CAP_S: Final = 600.0
 class Backoff:
     """Waiting times of consecutive failures; `reset` after a success."""
 
-    def __init__(self, rng: random.Random | None = None) -> None:
+    def __init__(self, rng: random.Random | None = None, cap_s: float = CAP_S) -> None:
         self._rng = rng or random.Random()  # noqa: S311 -- jitter, not a secret
+        self._cap_s = cap_s
         self.failures = 0
+
+    @classmethod
+    def of_environment(cls) -> Backoff:
+        """With the longest wait that `$UNIFIED_TRACKER_RETRY_CAP_S` names."""
+        return cls(cap_s=float(os.environ.get(CAP_VARIABLE, CAP_S)))
 
     def next_s(self, asked_s: float | None = None) -> float:
         """Seconds until the next try; what the backend asked for (`Retry-After`) goes first."""
         self.failures += 1
         if asked_s is not None:
             return min(asked_s, ASKED_CAP_S)
-        ceiling = min(CAP_S, FIRST_S * 2.0 ** min(self.failures - 1, 16))
+        ceiling = min(self._cap_s, FIRST_S * 2.0 ** min(self.failures - 1, 16))
         return self._rng.uniform(ceiling / 2, ceiling)
 
     def reset(self) -> None:

@@ -68,11 +68,14 @@ class TransientError(DeliveryError):
 
     Attributes:
         retry_after_s: Seconds that the backend asked for, or None.
+        suspect: The backend is there, but failed at these records (HTTP 500): they may be to blame. If it goes on
+            while the tracker's `canary` gets through, they count as rejected.
     """
 
-    def __init__(self, message: str, retry_after_s: float | None = None) -> None:
+    def __init__(self, message: str, retry_after_s: float | None = None, *, suspect: bool = False) -> None:
         super().__init__(message, retry_after_s)
         self.retry_after_s = retry_after_s
+        self.suspect = suspect
 
     def __str__(self) -> str:
         return str(self.args[0])

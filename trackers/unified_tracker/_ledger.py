@@ -8,7 +8,7 @@ from typing import Any
 
 import msgspec
 
-from unified_tracker.records import Position
+from unified_tracker.records import Finished, Position
 
 SCHEMA = """
 create table if not exists state (key text primary key, value blob not null);
@@ -18,17 +18,35 @@ create table if not exists set_aside (sequence integer not null, detail text not
 
 
 class Held(msgspec.Struct, frozen=True):
-    """Everything up to here is in the backend."""
+    """Everything up to here is in the backend, and what is known of the journal up to here.
+
+    Attributes:
+        sequence, segment, offset: The last record, and where the next one begins.
+        records: Records so far.
+        lost: Records of earlier attempts that were lost.
+        gaps: Sequence numbers of this attempt that no record has: it was lost or damaged.
+        losses: What `Loss` records of this attempt have reported. They report the same as the gaps do.
+        finished: How the attempt ended, if it has said so.
+    """
 
     sequence: int = 0
     segment: str = ""
     offset: int = 0
     records: int = 0
+    lost: int = 0
+    gaps: int = 0
+    losses: int = 0
+    finished: Finished | None = None
 
     @property
     def position(self) -> Position:
         """Where reading goes on."""
         return Position(self.segment, self.offset)
+
+    @property
+    def missing(self) -> int:
+        """Records that were logged and are not in the journal, each counted once."""
+        return self.lost + max(self.gaps, self.losses)
 
 
 class Ledger:

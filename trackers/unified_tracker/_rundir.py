@@ -51,6 +51,8 @@ class LaneState(msgspec.Struct, frozen=True):
         done: The run is closed in the backend.
         error: The trouble that delivery has just now; None when it flows.
         notes: Sentences for the user, oldest first; each is shown once.
+        lost: Records that were logged and are nowhere: the disk refused them, or the journal was damaged.
+        call_until: When the call to the backend that goes on now must be over, by the monotonic clock; 0 for none.
     """
 
     backend: str
@@ -63,6 +65,8 @@ class LaneState(msgspec.Struct, frozen=True):
     done: bool = False
     error: str | None = None
     notes: tuple[str, ...] = ()
+    lost: int = 0
+    call_until: float = 0.0
 
 
 class RunDirectory:

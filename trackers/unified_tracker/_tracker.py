@@ -61,6 +61,12 @@ class Tracker(Protocol):
     will never be taken: the uploader then halves the batch until it finds the one to blame, sets it aside and goes on.
     Anything else counts as transient for a while and as rejected after that.
 
+    A tracker may have one method more, `canary(entries: Sequence[Entry]) -> None`, asked when the same records fail
+    again and again with `TransientError.suspect`: write something small that the backend is known to take, of the same
+    kind as `entries` if there are any, and raise if it is not taken or nothing of the kind is known.
+
+    It may also have an attribute `notes`, a sequence of sentences: each is shown to the user once.
+
     Attributes:
         rebuilds: True for a backend that is written anew each time (a file that must be whole): the journal is then
             given from its start, whatever was held before. False: from behind the last record held.

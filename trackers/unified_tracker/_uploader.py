@@ -15,26 +15,37 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
+import msgspec
 from filelock import FileLock, Timeout
 
 from unified_tracker._backoff import Backoff
-from unified_tracker._lane import DONE, LINGER_S, PENDING
-from unified_tracker._rundir import RunDirectory
+from unified_tracker._lane import CALL_S, DONE, LIMIT_VARIABLE, LINGER_S, PENDING
+from unified_tracker._rundir import LaneState, RunDirectory
 
 POLL_S: Final = 0.2
+LOOK_S: Final = 1.0  # how often the watchdog looks
+LIMIT_CAP_S: Final = 3600.0
 NICE: Final = 10
 CRASHES: Final = 8
 LOCKED: Final = 5
 
+_log = logging.getLogger("unified_tracker.uploader")
+
 
 class LaneProcess:
-    """A lane as the uploader sees it: started, restarted with back-off when it crashes."""
+    """A lane as the uploader sees it: started, ended when a call hangs, restarted with back-off.
+
+    It ends by itself when its standard input does, so it does not outlive an uploader that was killed.
+    """
 
     def __init__(self, directory: RunDirectory, backend: str, linger_s: float) -> None:
+        self._directory, self._backend = directory, backend
         self._arguments = [sys.executable, "-m", "unified_tracker._lane", str(directory.path), backend, str(linger_s)]
-        self._backoff = Backoff()
+        self._limit_s = float(os.environ.get(LIMIT_VARIABLE, CALL_S))
+        self._backoff = Backoff.of_environment()
         self._process: subprocess.Popen[bytes] | None = None
-        self._start_at = 0.0
+        self._start_at = self._look_at = 0.0
+        self._progress: tuple[int, int] | None = None
         self.code: int | None = None
 
     def look(self, now: float) -> None:
@@ -43,24 +54,62 @@ class LaneProcess:
             return
         if self._process is None:
             if now >= self._start_at:
-                self._process = subprocess.Popen(self._arguments, stdin=subprocess.DEVNULL)
+                self._start(now)
             return
         code = self._process.poll()
         if code is None:
+            if now >= self._look_at:
+                self._look_at = now + LOOK_S
+                self._end_if_it_hangs(now)
             return
-        self._process = None
+        self._let_go()
         if code in {DONE, PENDING}:
             self.code = code
-        else:
+            return
+        state = self._state()
+        progress = (state.held, state.read) if state else None
+        if progress != self._progress:
+            self._progress = progress
+            self._backoff.reset()
+        self._start_at = now + self._backoff.next_s()
+        _log.error("lane %s ended with code %d; it is started again", self._backend, code)
+        if self._backoff.failures >= CRASHES and not self._directory.writer_alive():
+            self.code = PENDING
+
+    def _start(self, now: float) -> None:
+        environment = {**os.environ, LIMIT_VARIABLE: str(self._limit_s)}
+        try:
+            self._process = subprocess.Popen(self._arguments, stdin=subprocess.PIPE, env=environment)
+        except OSError:  # no memory, no process numbers: a busy machine
+            _log.exception("lane %s cannot be started", self._backend)
             self._start_at = now + self._backoff.next_s()
-            if self._backoff.failures >= CRASHES:
-                self.code = PENDING
+
+    def _end_if_it_hangs(self, now: float) -> None:
+        """The watchdog: end a lane whose call to the backend should long have been over."""
+        state = self._state()
+        if self._process is None or state is None or state.pid != self._process.pid or not 0 < state.call_until < now:
+            return
+        _log.error("lane %s hangs in a call to its backend; it is ended", self._backend)
+        self._process.kill()
+        self._limit_s = min(2 * self._limit_s, LIMIT_CAP_S)  # perhaps the backend was only slow
+
+    def _state(self) -> LaneState | None:
+        try:
+            return self._directory.lane_state(self._backend)
+        except (OSError, msgspec.MsgspecError):
+            return None
+
+    def _let_go(self) -> None:
+        if self._process is not None and self._process.stdin is not None:
+            self._process.stdin.close()
+        self._process = None
 
     def end(self) -> None:
         """End it, hard: delivery can be interrupted at any point."""
         if self._process is not None:
             self._process.kill()
             self._process.wait()
+            self._let_go()
 
 
 def deliver(directory: RunDirectory, *, linger_s: float, wait_s: float = 0.0) -> int:

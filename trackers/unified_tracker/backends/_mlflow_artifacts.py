@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import mlflow
+import mlflow.artifacts
 import msgspec
 import numpy as np
 from mlflow.entities import LoggedModel, LoggedModelOutput, Metric
@@ -48,11 +49,13 @@ class MlflowArtifacts:
     def __init__(self, client: mlflow.MlflowClient, run_dir: Path) -> None:
         self._client = client
         self._scratch = run_dir / "scratch"
-        self._experiment = self._run_id = ""
+        self._experiment = self._run_id = self._uri = ""
+        self._has_models = True
+        self.notes: list[str] = []
 
-    def open(self, experiment: str, run_id: str) -> None:
+    def open(self, experiment: str, run_id: str, artifact_uri: str) -> None:
         """Set the run."""
-        self._experiment, self._run_id = experiment, run_id
+        self._experiment, self._run_id, self._uri = experiment, run_id, artifact_uri.rstrip("/")
 
     def write_file(self, path: str, content: bytes) -> None:
         """Store bytes under a path of the run; the same path again replaces them."""
@@ -60,6 +63,11 @@ class MlflowArtifacts:
             local = folder / posixpath.basename(path)
             local.write_bytes(content)
             self._client.log_artifact(self._run_id, str(local), posixpath.dirname(path) or None)
+
+    def read_json(self, path: str) -> dict[str, Any]:
+        """A JSON object that stands under a path of the run; empty if there is none."""
+        content = self._read(path)
+        return msgspec.json.decode(content, type=dict[str, Any]) if content is not None else {}
 
     def log_files(self, files: Mapping[str, Path]) -> None:
         """Plain files of the run, under their own names."""
@@ -80,7 +88,7 @@ class MlflowArtifacts:
             folder = "texts" if record.form == "text" else "figures"
             self.write_file(f"{folder}/{stem}{Path(record.file.path).suffix}", file.read_bytes())
 
-    def log_version(self, sequence: int, record: Artifact, files: Mapping[str, Path]) -> None:
+    def log_version(self, record: Artifact, files: Mapping[str, Path]) -> int:
         """A versioned artifact: `<name>/v<k>/...` with `<name>/versions.json`. Known content is not sent again."""
         assert record.name is not None  # noqa: S101 -- the tracker sorts
         digest, each = files_digest(files)
@@ -96,7 +104,9 @@ class MlflowArtifacts:
                 if alias in other.aliases:
                     other.aliases.remove(alias)
             found.aliases.append(alias)
+        found.metadata.update(record.metadata)
         self.write_file(f"{record.name}/versions.json", msgspec.json.format(msgspec.json.encode(versions), indent=2))
+        return found.version
 
     def log_model(self, record: Artifact, metrics: Mapping[str, float], files: Mapping[str, Path]) -> None:
         """A checkpoint as a LoggedModel: metadata as params and tags, metrics bound to it, aliases as tags.
@@ -104,8 +114,11 @@ class MlflowArtifacts:
         The model becomes READY after its files are complete. The same bytes again only move aliases and add metrics.
         """
         assert record.name is not None  # noqa: S101 -- the tracker sorts
+        models = self._models(record.name) if self._has_models else None
+        if models is None:
+            self._log_model_as_version(record, metrics, files)
+            return
         digest, each = files_digest(files)
-        models = self._models(record.name)
         model = next((model for model in models if model.tags.get(DIGEST_TAG) == digest), None)
         if model is None:
             model = self._new_model(record, digest, each, len(models))
@@ -122,6 +135,14 @@ class MlflowArtifacts:
         self._move_aliases(model, models, ("latest", *record.aliases))
 
     # ---- inside ------------------------------------------------------------------------------------------------
+
+    def _log_model_as_version(self, record: Artifact, metrics: Mapping[str, float], files: Mapping[str, Path]) -> None:
+        """A checkpoint where the server knows no LoggedModels: plain files of the run, aliases as tags of the run."""
+        numbers = {name: value for name, value in metrics.items() if math.isfinite(value)}
+        metadata = {"step": record.step, "epoch": record.epoch, **record.metadata, "metrics": numbers}
+        version = self.log_version(msgspec.structs.replace(record, metadata=metadata), files)
+        for alias in ("latest", *record.aliases):
+            self._client.set_tag(self._run_id, _alias_tag(alias), f"{record.name}/v{version}")
 
     def _new_model(self, record: Artifact, digest: str, each: Mapping[str, str], version: int) -> LoggedModel:
         metadata = {"step": record.step, "epoch": record.epoch, **record.metadata}
@@ -144,14 +165,24 @@ class MlflowArtifacts:
         if not outputs or model_id not in {output.model_id for output in outputs.model_outputs}:
             self._client.log_outputs(self._run_id, [LoggedModelOutput(model_id, step)])
 
-    def _models(self, name: str) -> list[LoggedModel]:
-        """All versions that this run has made, oldest first."""
+    def _models(self, name: str) -> list[LoggedModel] | None:
+        """All versions that this run has made, oldest first; None if the server knows no LoggedModels (before 3.0)."""
         models: list[LoggedModel] = []
         token: str | None = None
         while True:
-            page = self._client.search_logged_models(
-                [self._experiment], filter_string=f"name = '{name}'", max_results=100, page_token=token
-            )
+            try:
+                page = self._client.search_logged_models(
+                    [self._experiment], filter_string=f"name = '{name}'", max_results=100, page_token=token
+                )
+            except mlflow.MlflowException as error:
+                if error.error_code != "ENDPOINT_NOT_FOUND":
+                    raise
+                self._has_models = False
+                self.notes.append(
+                    "the MLflow server is older than 3.0 and has no models: checkpoints are stored as files of the "
+                    f"run, in {name}/v<number>, listed in {name}/versions.json"
+                )
+                return None
             models += [model for model in page if model.source_run_id == self._run_id]
             token = page.token
             if not token:
@@ -174,7 +205,7 @@ class MlflowArtifacts:
 
     def _move_aliases(self, model: LoggedModel, models: list[LoggedModel], aliases: tuple[str, ...]) -> None:
         """Set first, take away afterwards: a crash in between leaves an alias twice for a moment, never nowhere."""
-        tags = {ALIAS_TAG + re.sub(r"[^\w.\-]", "_", alias): "true" for alias in aliases}
+        tags = {_alias_tag(alias): "true" for alias in aliases}
         self._client.set_logged_model_tags(model.model_id, tags)
         for other in models:
             for tag in tags:
@@ -182,12 +213,19 @@ class MlflowArtifacts:
                     self._client.delete_logged_model_tag(other.model_id, tag)
 
     def _versions(self, name: str) -> list[Version]:
-        listed = {item.path for item in self._client.list_artifacts(self._run_id, name)}
-        if f"{name}/versions.json" not in listed:
-            return []
-        with self._folder() as folder:
-            local = self._client.download_artifacts(self._run_id, f"{name}/versions.json", str(folder))
-            return msgspec.json.decode(Path(local).read_bytes(), type=list[Version])
+        content = self._read(f"{name}/versions.json")
+        return msgspec.json.decode(content, type=list[Version]) if content is not None else []
+
+    def _read(self, path: str) -> bytes | None:
+        """Content of a file of the run; None if there is none. `MlflowClient`'s own ways need a server of MLflow 3."""
+        server = {"tracking_uri": self._client.tracking_uri}
+        folder = posixpath.dirname(path)
+        items = mlflow.artifacts.list_artifacts(f"{self._uri}/{folder}".rstrip("/"), **server)
+        if posixpath.basename(path) not in {posixpath.basename(item.path) for item in items}:
+            return None
+        with self._folder() as local:
+            found = mlflow.artifacts.download_artifacts(f"{self._uri}/{path}", dst_path=str(local), **server)
+            return Path(found).read_bytes()
 
     def _log_image(self, sequence: int, record: Media, name: str, step: int, pixels: Any) -> None:
         """As `MlflowClient.log_image` stores it, but under a name that is the same for every try."""
@@ -234,6 +272,10 @@ class _Scratch:
 
     def __exit__(self, *_: object) -> None:
         shutil.rmtree(self._path, ignore_errors=True)
+
+
+def _alias_tag(alias: str) -> str:
+    return ALIAS_TAG + re.sub(r"[^\w.\-]", "_", alias)
 
 
 def _link(source: Path, target: Path) -> None:

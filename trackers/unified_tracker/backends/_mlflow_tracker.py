@@ -11,7 +11,9 @@ from typing import Any, Final
 
 import msgspec
 
+from unified_tracker._errors import TransientError
 from unified_tracker._naming import Renamer, path_like
+from unified_tracker._rundir import RunDirectory
 from unified_tracker._tracker import Address, RunInfo
 from unified_tracker._values import flatten
 from unified_tracker.backends._mlflow_artifacts import MlflowArtifacts
@@ -31,10 +33,12 @@ for _key, _value in SETTINGS.items():
 os.environ["MLFLOW_HTTP_REQUEST_MAX_RETRIES"] = "0"
 
 import mlflow  # noqa: E402 -- reads its settings while it is imported
-from mlflow.entities import Metric, Param, RunTag  # noqa: E402
+from mlflow.entities import Metric, Param, RunTag, ViewType  # noqa: E402
 
 RUN_TAG: Final = "unified_tracker.run_id"
+DUPLICATE_TAG: Final = "unified_tracker.duplicate_of"
 NAME_TAG: Final = "unified_tracker.name."
+NONFINITE_TAG: Final = "unified_tracker.nonfinite."
 # MLflow's pages open an experiment as one of language models unless it says what it is.
 TRAINING_PAGES: Final = {"mlflow.experimentKind": "custom_model_development"}
 METRICS_A_CALL: Final = 1000
@@ -43,6 +47,8 @@ PARAM_LIMIT: Final = 6000
 TAG_LIMIT: Final = 5000
 NAME_LIMIT: Final = 250
 PARAMS_FILE: Final = "params.json"
+LARGEST: Final = 1.7976931348623157e308  # what MLflow's store makes of an infinity
+INT64: Final = range(-(2**63), 2**63)
 
 
 class MlflowTracker:
@@ -56,62 +62,100 @@ class MlflowTracker:
 
     def __init__(self, run_dir: Path, options: Mapping[str, Any]) -> None:
         self._options = options
+        self._run_dir = run_dir
         self._uri: str = options["tracking_uri"]
         self._client = mlflow.MlflowClient(tracking_uri=self._uri)
         self._names = Renamer(path_like, NAME_LIMIT - len(NAME_TAG))  # its tag must fit too
         self._published_names: set[str] = set()
         self._params: dict[str, str] = {}
-        self._all_params: dict[str, Any] = {}
-        self._nonfinite: dict[str, int] = defaultdict(int)
-        self._last_step = 0
+        self._all_params: dict[str, Any] | None = None
+        self._nonfinite: dict[str, set[str]] = defaultdict(set)
+        self._last_row: Metric | None = None
         self._held = 0
         self._artifacts = MlflowArtifacts(self._client, run_dir)
-        self._run_id = ""
+        self._own_id = self._run_id = ""
 
     @sorted_errors
     def open(self, run: RunInfo) -> Address:
+        self._own_id = run.id
         if run_id := self._options.get("run_id"):
+            self._run_id = run_id
             found = self._client.get_run(run_id)
-            self._set_tags({RUN_TAG: run.id}, found.info.run_id)
+            self._set_tags({RUN_TAG: run.id})
+        elif known := self._known_run():
+            self._run_id = known
+            found = self._client.get_run(known)
         else:
-            experiment = self._experiment(run.project)
-            found = self._find(experiment, run.id) or self._client.create_run(
-                experiment, start_time=run.created_ms, tags={RUN_TAG: run.id, **_description(run)}, run_name=run.name
-            )
+            found = self._found_or_created(run)
         self._run_id = found.info.run_id
+        if found.info.lifecycle_stage == "deleted":
+            raise TransientError(self._deleted())
         if found.info.status != "RUNNING":
             self._client.update_run(self._run_id, status="RUNNING")
         if run.name and found.info.run_name != run.name and not self._options.get("run_id"):
             self._client.update_run(self._run_id, name=run.name)
         self._set_tags({**_description(run), **run.tags})
         self._params = dict(found.data.params)
-        self._artifacts.open(found.info.experiment_id, self._run_id)
+        for tag, words in found.data.tags.items():
+            if tag.startswith(NONFINITE_TAG):
+                self._nonfinite[tag.removeprefix(NONFINITE_TAG)].update(words.split(", "))
+        self._artifacts.open(found.info.experiment_id, self._run_id, found.info.artifact_uri)
         return self._address(found.info.experiment_id)
+
+    def gone(self) -> str | None:
+        """Why the run takes nothing any more; None if it is there, or nobody can say."""
+        if not self._run_id:
+            return None
+        try:
+            found = self._client.get_run(self._run_id)
+        except mlflow.MlflowException as error:
+            missing = error.error_code == "RESOURCE_DOES_NOT_EXIST"
+            return (
+                f"run {self._run_id} is not in {self._uri}. Everything is kept; to deliver it into a new run, delete "
+                f"{self._run_dir / 'lanes' / 'mlflow.*'} and run `unified-tracker sync`"
+                if missing
+                else None
+            )
+        return self._deleted() if found.info.lifecycle_stage == "deleted" else None
+
+    @sorted_errors
+    def canary(self, entries: Sequence[Entry]) -> None:
+        """Write again what the run has already. Raises for files: a store that fails now may take them tomorrow."""
+        self._set_tags({RUN_TAG: self._own_id})
+        for entry in entries:
+            if isinstance(entry.record, Metrics):
+                self._log_rows([self._known_row()])
+            elif not isinstance(entry.record, (Params, Tags)):
+                raise TransientError("nothing is known of the artifact store")
 
     @sorted_errors
     def log_metrics(self, entries: Sequence[Entry]) -> None:
         finite: list[Metric] = []
         rest: list[Metric] = []
+        flags: dict[str, str] = {}
         for entry in entries:
             record = entry.record
             assert isinstance(record, Metrics)  # noqa: S101 -- the lane groups by kind
-            step = self._last_step if record.step is None else record.step
-            self._last_step = step
+            step = _nearest_step(record.bad_step) if record.step is None else record.step
             for name, value in record.values.items():
                 number = float(value)
                 metric = Metric(self._names(name), number, record.ts, step)
                 if math.isfinite(number):
                     finite.append(metric)
-                else:
-                    rest.append(metric)
-                    self._nonfinite[metric.key] += 1
+                    continue
+                rest.append(metric)
+                seen = self._nonfinite[metric.key]
+                if str(number) not in seen:
+                    seen.add(str(number))
+                    flags[NONFINITE_TAG + metric.key] = ", ".join(sorted(seen))
         self._publish_names()
+        self._set_tags(flags)
         # Old servers refuse a whole batch for ever when a NaN in it comes twice: NaNs travel apart.
         for batch in (finite, rest):
             for start in range(0, len(batch), METRICS_A_CALL):
-                self._client.log_batch(self._run_id, metrics=batch[start : start + METRICS_A_CALL])
-        if rest:
-            self._set_tags({f"unified_tracker.nonfinite.{m.key}": str(self._nonfinite[m.key]) for m in rest})
+                self._log_rows(batch[start : start + METRICS_A_CALL])
+        if finite:
+            self._last_row = finite[-1]
         self._held = entries[-1].sequence
 
     @sorted_errors
@@ -121,7 +165,7 @@ class MlflowTracker:
         for entry in entries:
             record = entry.record
             assert isinstance(record, Params)  # noqa: S101 -- the lane groups by kind
-            self._all_params = _merged(self._all_params, record.values)
+            self._all_params = _merged(self._all_params or self._artifacts.read_json(PARAMS_FILE), record.values)
             for name, value in flatten(record.values).items():
                 key, text = self._names(name), _short(_text(value), PARAM_LIMIT, PARAMS_FILE)
                 known = new.get(key, self._params.get(key))
@@ -166,15 +210,23 @@ class MlflowTracker:
         elif record.name is None:
             self._artifacts.log_files(files)
         else:
-            self._artifacts.log_version(entry.sequence, record, files)
+            self._artifacts.log_version(record, files)
         self._publish_names()
         self._held = entry.sequence
+
+    @property
+    def notes(self) -> Sequence[str]:
+        """What the user should know, once."""
+        return self._artifacts.notes
 
     def held(self) -> int:
         return self._held
 
     @sorted_errors
     def close(self, status: Status, ended_ms: int) -> None:
+        if not self._options.get("run_id"):
+            experiment = self._client.get_run(self._run_id).info.experiment_id
+            self._end_strays(self._runs_of(experiment, self._own_id))
         if self._options.get("owned", True):
             self._client.set_terminated(self._run_id, status=status, end_time=ended_ms)
 
@@ -197,11 +249,76 @@ class MlflowTracker:
             self._client.restore_experiment(found.experiment_id)
         return str(found.experiment_id)
 
-    def _find(self, experiment: str, run_id: str) -> Any:
-        runs = self._client.search_runs(
-            [experiment], f"tags.`{RUN_TAG}` = '{run_id}'", order_by=["attributes.start_time ASC"], max_results=1
+    def _known_run(self) -> str | None:
+        """MLflow's id of the run, if a lane of this run directory has opened it at this address before."""
+        state = RunDirectory(self._run_dir).lane_state("mlflow")
+        if state is None or state.address is None or not state.address.url.startswith(self._uri.rstrip("/")):
+            return None
+        return state.address.id
+
+    def _found_or_created(self, run: RunInfo) -> Any:
+        """The run with our tag. An answer that is lost, or late, can leave several: the others are ended."""
+        experiment = self._experiment(run.project)
+        found = self._runs_of(experiment, run.id)
+        mine = [each for each in found if DUPLICATE_TAG not in each.data.tags]
+        if not mine:
+            tags = {RUN_TAG: run.id, **_description(run)}
+            return self._client.create_run(experiment, start_time=run.created_ms, tags=tags, run_name=run.name)
+        used = min(mine, key=lambda each: (each.info.lifecycle_stage == "deleted", _untouched(each), each.info.run_id))
+        self._run_id = used.info.run_id
+        self._end_strays(found)
+        return used
+
+    def _runs_of(self, experiment: str, own_id: str) -> list[Any]:
+        return list(self._client.search_runs([experiment], f"tags.`{RUN_TAG}` = '{own_id}'", ViewType.ALL, 100))
+
+    def _end_strays(self, found: Sequence[Any]) -> None:
+        """End runs that were created by a request whose answer never came; our tag goes last, by it they are found."""
+        for stray in found:
+            known = DUPLICATE_TAG in stray.data.tags
+            if stray.info.run_id == self._run_id or not (known or _untouched(stray)):
+                continue
+            if stray.info.lifecycle_stage != "deleted":
+                self._client.set_tag(stray.info.run_id, DUPLICATE_TAG, self._run_id)
+                self._client.set_terminated(stray.info.run_id, status="KILLED")
+                self._client.delete_tag(stray.info.run_id, RUN_TAG)
+
+    def _log_rows(self, rows: Sequence[Metric]) -> None:
+        """One request. Servers before MLflow 3.15 refuse it for ever if it holds what they have: NaN, or 100 names."""
+        try:
+            self._client.log_batch(self._run_id, metrics=rows)
+        except mlflow.MlflowException as error:
+            if "IntegrityError" not in str(error):
+                raise
+            missing = self._not_stored(rows)
+            if len(missing) == len(rows):
+                raise
+            if missing:
+                self._client.log_batch(self._run_id, metrics=missing)
+
+    def _known_row(self) -> Metric:
+        """A row that the run has."""
+        if self._last_row is None:
+            for key in self._client.get_run(self._run_id).data.metrics:
+                self._last_row = self._client.get_metric_history(self._run_id, key)[-1]
+                break
+            else:
+                raise TransientError(f"run {self._run_id} has no metrics yet")
+        return self._last_row
+
+    def _not_stored(self, rows: Sequence[Metric]) -> list[Metric]:
+        stored = {
+            _identity(row)
+            for key in {row.key for row in rows}
+            for row in self._client.get_metric_history(self._run_id, key)
+        }
+        return [row for row in rows if _identity(row) not in stored]
+
+    def _deleted(self) -> str:
+        return (
+            f"run {self._run_id} was deleted in MLflow; everything is kept. Restore it "
+            f"(`mlflow runs restore --run-id {self._run_id}`, or in MLflow's pages) and run `unified-tracker sync`"
         )
-        return runs[0] if runs else None
 
     def _address(self, experiment: str) -> Address:
         place = f"#/experiments/{experiment}/runs/{self._run_id}"
@@ -215,10 +332,10 @@ class MlflowTracker:
         self._set_tags({f"{NAME_TAG}{mapped}": original for mapped, original in new.items()})
         self._published_names.update(new)
 
-    def _set_tags(self, tags: Mapping[str, str], run_id: str = "") -> None:
+    def _set_tags(self, tags: Mapping[str, str]) -> None:
         pairs = [RunTag(_tag_name(key), _short(value, TAG_LIMIT)) for key, value in tags.items()]
         for start in range(0, len(pairs), PARAMS_A_CALL):
-            self._client.log_batch(run_id or self._run_id, tags=pairs[start : start + PARAMS_A_CALL])
+            self._client.log_batch(self._run_id, tags=pairs[start : start + PARAMS_A_CALL])
 
 
 _tag_name: Final = Renamer(path_like, NAME_LIMIT)
@@ -226,6 +343,26 @@ _tag_name: Final = Renamer(path_like, NAME_LIMIT)
 
 def _description(run: RunInfo) -> dict[str, str]:
     return {"mlflow.note.content": run.description} if run.description else {}
+
+
+def _untouched(run: Any) -> bool:
+    """True for a run that was created and nothing else: no copy that somebody has made of ours."""
+    return run.info.status == "RUNNING" and not run.data.metrics and not run.data.params
+
+
+def _identity(row: Metric) -> tuple[str, int, int, float | None]:
+    """What the store takes for the same row."""
+    value = None if math.isnan(row.value) else min(max(row.value, -LARGEST), LARGEST)
+    return row.key, row.step, row.timestamp, value
+
+
+def _nearest_step(given: str | None) -> int:
+    """A step for what was no 64-bit integer; it depends on nothing else, so that a replay gives the same."""
+    try:
+        number = float((given or "").strip("'"))
+        return min(max(int(number), INT64.start), INT64.stop - 1)
+    except (ValueError, OverflowError):
+        return 0
 
 
 def _text(value: Any) -> str:
