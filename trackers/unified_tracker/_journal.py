@@ -311,9 +311,7 @@ class JournalReader:
             at_end = offset + len(buffer) >= os.fstat(file.fileno()).st_size
         return self._frames(name, header, offset, buffer, complete=complete and at_end)
 
-    def _frames(
-        self, name: str, header: tuple[int, int], offset: int, buffer: bytes, *, complete: bool
-    ) -> list[Entry]:
+    def _frames(self, name: str, header: tuple[int, int], offset: int, buffer: bytes, *, complete: bool) -> list[Entry]:
         nonce, attempt = header
         entries: list[Entry] = []
         at, size = 0, len(buffer)
