@@ -3,9 +3,9 @@
     python benchmarks/checkpoint.py [--mib 256] [--rounds 5]
 
 One file of random bytes, as `torch.save` wrote it; each case in a process of its own, all of them once a round in a new
-random order; the table shows medians over the rounds and the slowest. Before each case, what was dirty is on the disk, the file
-is in the page cache, as it is right after it has been saved, and there is free memory that was used before: on a virtual
-machine the first use of a page costs more than writing to it.
+random order; the table shows medians over the rounds and the slowest. Before each case, what was dirty is on the disk,
+the file is in the page cache, as it is right after it has been saved, and there is free memory that was used before: on
+a virtual machine the first use of a page costs more than writing to it.
 
 `torch.save`: the same tensor, to the same disk. `shutil.copyfile`. `mlflow.log_artifact`: to a real `mlflow server`
 that keeps artifacts. `wandb.Artifact.add_file`: offline run, default policy; hashing and copying, `log_artifact` behind
