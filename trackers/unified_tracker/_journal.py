@@ -42,6 +42,7 @@ FRAME_HEAD: Final = struct.Struct("<HBBIQI")  # FRAME and its CRC
 HEAD: Final = FRAME_HEAD.size
 MAX_PAYLOAD: Final = 16 << 20
 SEGMENT_BYTES: Final = 8 << 20
+READ_BYTES: Final = 1 << 20
 ATTEMPT_SHIFT: Final = 40
 CLOCK_STEP_MS: Final = 1000  # a clock that goes back further than this was set, and is believed
 SEGMENT_NAME: Final = re.compile(r"(\d{6})-(\d{6})\.utj")
@@ -269,7 +270,7 @@ class JournalReader:
         self._headers: dict[str, tuple[int, int] | None] = {}
         self._sequence = 0
 
-    def read(self, max_bytes: int = 1 << 20, *, final: bool = False) -> list[Entry]:
+    def read(self, max_bytes: int = READ_BYTES, *, final: bool = False) -> list[Entry]:
         """Read what is there, about `max_bytes` of it.
 
         Args:
@@ -284,11 +285,12 @@ class JournalReader:
             if name < self.position.segment:
                 continue
             complete = final or index < len(names) - 1
-            before = None
+            size, before = max_bytes, None
             while self.position != before:  # damage may be longer than a read
                 before = self.position
-                if entries := self._read_segment(name, max_bytes, complete=complete):
+                if entries := self._read_segment(name, size, complete=complete):
                     return entries
+                size = max(size, min(2 * size, READ_BYTES))
         return []
 
     def _read_segment(self, name: str, max_bytes: int, *, complete: bool) -> list[Entry]:
