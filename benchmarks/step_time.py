@@ -55,6 +55,12 @@ def calibrate() -> int:
     return int(amount * 1e-3 / best)
 
 
+def wait_for(path: Path) -> None:
+    """Wait until a file is there."""
+    while not path.exists():
+        time.sleep(0.1)
+
+
 def one(state: str, uri: str, seconds: float, amount: int) -> None:
     """Run the loop in this process and print its times as JSON."""
     import unified_tracker as ut
@@ -67,7 +73,9 @@ def one(state: str, uri: str, seconds: float, amount: int) -> None:
     if state == "backlog":
         for step in range(BACKLOG):
             run.log_metrics(rows[step % 500], step)
-    time.sleep(8)  # the uploader imports the client; its start is not what is measured
+    if run.dir is not None:  # the uploader imports the client for seconds; its start is not what is measured
+        wait_for(run.dir / "lanes" / "mlflow.json")
+    time.sleep(2)
     stopped: list[int] = []
     if state == "stopped":
         stopped = [pid for root in uploaders(os.getcwd()) for pid in tree(root)]
