@@ -43,6 +43,26 @@ def resident_mib(pid: int) -> float:
         return 0.0
 
 
+def wait_until_idle(root: int, limit_s: float = 120.0) -> None:
+    """Wait until a process and what is below it use less than a tenth of a core for two seconds."""
+    over = time.monotonic() + limit_s
+    used = _cpu_s(root)
+    while time.monotonic() < over:
+        time.sleep(2)
+        before, used = used, _cpu_s(root)
+        if used - before < 0.2:
+            return
+
+
+def _cpu_s(root: int) -> float:
+    ticks = 0
+    for pid in tree(root):
+        with contextlib.suppress(OSError, ValueError, IndexError):
+            fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+            ticks += int(fields[11]) + int(fields[12])
+    return ticks / os.sysconf("SC_CLK_TCK")
+
+
 class MemoryWatch:
     """Samples the resident memory of a tree of processes, ten times a second.
 

@@ -14,6 +14,8 @@ import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
+from _processes import wait_until_idle
+
 
 def free_port() -> int:
     """A port that nobody listens on."""
@@ -40,7 +42,7 @@ def mlflow_server(folder: Path, port: int = 0) -> Iterator[str]:
                 break
             except OSError:
                 time.sleep(0.2)
-        time.sleep(10)  # its job runners import for another while
+        wait_until_idle(process.pid)  # its job runners import for another while
         yield f"http://127.0.0.1:{port}"
     finally:
         os.killpg(process.pid, signal.SIGKILL)

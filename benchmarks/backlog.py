@@ -176,10 +176,12 @@ def report(
     uploader = sum(size for kind, size in peaks.items() if kind != "cli")
     memory = ", ".join(f"{kind} {size:.0f}" for kind, size in sorted(peaks.items()))
     print(f"\nstart of sync until the run is open: {drained['start']:.1f} s; peak memory in MiB: {memory}")
+    faster = max(half["metrics"] / len(KEYS) / half["seconds"] for half in (before, behind))
     ratio = ours / raw_rate
     met = ratio >= GOAL_RATIO and uploader <= GOAL_MIB and scanned["rate"] >= GOAL_SCAN
     print(
-        f"goal {'met' if met else 'missed'}: {ratio:.2f} of the raw client (goal {GOAL_RATIO}), uploader and lane "
+        f"goal {'met' if met else 'missed'}: {ratio:.2f} of the raw client, {ours / faster:.2f} of its faster half "
+        f"(goal {GOAL_RATIO}), uploader and lane "
         f"{uploader:.0f} MiB (goal {GOAL_MIB}), scan {scanned['rate']:,.0f} records/s (goal {GOAL_SCAN:,})"
     )
 
