@@ -119,6 +119,15 @@ def benchmarks(session: nox.Session) -> None:
         session.run(python, program, external=True)
 
 
+@nox.session
+def fuzz(session: nox.Session) -> None:
+    """Fuzz the journal's reader, on Linux. Seconds as argument, 60 without: nox -s fuzz -- 300."""
+    session.install("atheris>=3", ".")
+    seconds = session.posargs[0] if session.posargs else "60"
+    findings = f"-artifact_prefix={session.create_tmp()}/"  # a finding runs again as the program's only argument
+    session.run("python", "tests/fuzz/fuzz_journal.py", findings, f"-max_total_time={seconds}", "-print_final_stats=1")
+
+
 # ---- the reference environment -------------------------------------------------------------------------------------
 
 

@@ -17,17 +17,16 @@ import argparse
 import json
 import os
 import random
-import signal
-import socket
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
-import urllib.request
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
+
+from _processes import end_uploaders
+from _servers import mlflow_server
 
 KEYS = [f"train/{name}" for name in ("loss", "loss_cls", "loss_box_reg", "loss_mask", "loss_rpn_cls", "loss_rpn_loc")]
 KEYS += ["train/lr", "train/grad_norm", "perf/iter_time_s", "perf/data_time_s"]
@@ -117,30 +116,6 @@ def one(case: str, uri: str, budget_s: float) -> None:
     close()
 
 
-@contextmanager
-def mlflow_server(folder: Path) -> Iterator[str]:
-    """A real `mlflow server` with its defaults, on SQLite; ended with all its workers."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port)]
-    command += ["--backend-store-uri", f"sqlite:///{folder / 'server.db'}"]
-    with (folder / "server.log").open("wb") as output:
-        process = subprocess.Popen(command, cwd=folder, stdout=output, stderr=output, start_new_session=True)
-    try:
-        for _ in range(600):
-            try:
-                urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=1)
-                break
-            except OSError:
-                time.sleep(0.2)
-        time.sleep(10)  # its job runners import for another while
-        yield f"http://127.0.0.1:{port}"
-    finally:
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait(timeout=10)
-
-
 def run_case(case: str, uri: str, budget_s: float) -> dict[str, float]:
     """Run one case in a process of its own; everything that it started is ended with it."""
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
@@ -149,7 +124,7 @@ def run_case(case: str, uri: str, budget_s: float) -> dict[str, float]:
         environment |= {"WANDB_DATA_DIR": folder, "UNIFIED_TRACKER_LINGER_S": "5"}
         command = [sys.executable, __file__, "--case", case, "--uri", uri, "--budget", str(budget_s)]
         process = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=300)
-        subprocess.run(["pkill", "-f", f"unified_tracker._(uploader|lane) {folder}"], check=False)
+        end_uploaders(folder)
         lines = [line for line in process.stdout.splitlines() if line.startswith("{")]
         if not lines:
             raise RuntimeError(f"{case} failed:\n{process.stderr[-3000:]}")

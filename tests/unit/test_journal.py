@@ -142,6 +142,55 @@ def test_a_record_longer_than_a_read_is_read_whole(tmp_path: Path) -> None:
     assert [len(str(record)) > 100 for record in read(tmp_path)] == [True, False]
 
 
+def test_what_stands_behind_damage_longer_than_a_read_is_read(tmp_path: Path) -> None:
+    write(tmp_path, [Tags(1, {"long": "x" * 3_000_000}), Tags(2, {"b": "2"})])
+    (path,) = segments(tmp_path)
+    content = bytearray(path.read_bytes())
+    content[2_000_000] ^= 1
+    path.write_bytes(content)
+    assert read(tmp_path) == [Tags(2, {"b": "2"})]
+
+
+def test_a_frame_that_a_file_system_repeats_is_one_record(tmp_path: Path) -> None:
+    many: list[Record] = [Tags(i, {"k": "v"}) for i in range(4)]
+    write(tmp_path, many)
+    (path,) = segments(tmp_path)
+    content = path.read_bytes()
+    begin, end = (entry.end.offset for entry in read_entries(tmp_path)[:2])
+    path.write_bytes(content + content[begin:end])
+    reader = JournalReader(tmp_path)
+    assert [entry.record for entry in reader.read(final=True)] == many
+    assert reader.skipped_bytes == end - begin
+
+
+def test_an_intact_frame_that_holds_no_text_is_counted_and_passed_over(tmp_path: Path) -> None:
+    write(tmp_path, [Tags(1, {"a": "1"})])
+    journal = Journal(tmp_path)
+    journal._encode = lambda _: b"\x93\xa4tags\x01\x81\xa1\xff\xa1a"  # a key that is not UTF-8
+    journal.append(Tags(2, {}))
+    journal.close()
+    write(tmp_path, [Tags(3, {"b": "2"})])
+    reader, found = JournalReader(tmp_path), []
+    while entries := reader.read(final=True):
+        found += [entry.record for entry in entries]
+    assert found == [Tags(1, {"a": "1"}), Tags(3, {"b": "2"})]
+    assert reader.undecodable == 1
+
+
+def test_a_new_segment_that_the_writer_takes_back_hides_nothing_of_the_one_before(tmp_path: Path) -> None:
+    journal = Journal(tmp_path)
+    journal.append(Tags(1, {"a": "1"}))
+    reader = JournalReader(tmp_path)
+    assert len(reader.read()) == 1
+    begun = tmp_path / "000001-000002.utj"
+    begun.touch()  # the disk is full: no room for its header
+    assert reader.read() == []
+    begun.unlink()
+    journal.append(Tags(2, {"b": "2"}))
+    journal.close()
+    assert [entry.record for entry in reader.read()] == [Tags(2, {"b": "2"})]
+
+
 def test_two_calls_in_one_millisecond_and_step_have_two_times(tmp_path: Path) -> None:
     journal = Journal(tmp_path)
     for _ in range(3000):

@@ -22,7 +22,7 @@ import threading
 import time
 import weakref
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
@@ -38,11 +38,13 @@ CRC: Final = struct.Struct("<I")
 HEADER_COPIES: Final = 2  # without the nonce no record of the segment could be read
 HEADER_BYTES: Final = HEADER_COPIES * (HEADER.size + CRC.size)
 SYNC: Final = 0x7AC3
-HEAD: Final = FRAME.size + CRC.size
+FRAME_HEAD: Final = struct.Struct("<HBBIQI")  # FRAME and its CRC
+HEAD: Final = FRAME_HEAD.size
 MAX_PAYLOAD: Final = 16 << 20
 SEGMENT_BYTES: Final = 8 << 20
 RESERVE: Final = "reserve"
 RESERVE_BYTES: Final = 64 << 10
+READ_BYTES: Final = 1 << 20
 ATTEMPT_SHIFT: Final = 40
 CLOCK_STEP_MS: Final = 1000  # a clock that goes back further than this was set, and is believed
 SEGMENT_NAME: Final = re.compile(r"(\d{6})-(\d{6})\.utj")
@@ -288,7 +290,11 @@ if hasattr(os, "register_at_fork"):
 class JournalReader:
     """The reading end: goes on from any `Position`, follows a journal that grows, steps over damage.
 
+    A frame counts as a record only if its CRC is right, its sequence number belongs to the segment's attempt and is
+    higher than the one before: what a broken file system repeats or brings back is damage, not a record.
+
     Attributes:
+        position: Behind the last record handed out, and behind damage that was stepped over.
         skipped_bytes: Bytes that belonged to no valid frame.
         undecodable: Frames that were intact but could not be decoded (written by a newer version).
         unreadable: Names of segments without an intact header of this version; they stay where they are.
@@ -301,9 +307,10 @@ class JournalReader:
         self.undecodable = 0
         self.unreadable: list[str] = []
         self._decode = msgspec.msgpack.Decoder(Record).decode
-        self._nonces: dict[str, int | None] = {}
+        self._headers: dict[str, tuple[int, int] | None] = {}
+        self._sequence = 0
 
-    def read(self, max_bytes: int = 1 << 20, *, final: bool = False) -> list[Entry]:
+    def read(self, max_bytes: int = READ_BYTES, *, final: bool = False) -> list[Entry]:
         """Read what is there, about `max_bytes` of it.
 
         Args:
@@ -311,63 +318,75 @@ class JournalReader:
             final: The writer is gone: an incomplete tail of the last segment is damage, not a frame to wait for.
 
         Returns:
-            Whole records in order; empty when there is none yet.
+            Whole records in order; empty when there is none yet, with `final` when there is none left.
         """
-        entries: list[Entry] = []
         names = [path.name for path in segments(self.folder)]
         for index, name in enumerate(names):
             if name < self.position.segment:
                 continue
-            if name > self.position.segment:
-                self.position = Position(name, 0)
-            last = index == len(names) - 1
-            entries.extend(self._read_segment(name, max_bytes, complete=final or not last))
-            if entries:
-                break
-        return entries
+            complete = final or index < len(names) - 1
+            size, before = max_bytes, None
+            while self.position != before:  # damage may be longer than a read
+                before = self.position
+                if entries := self._read_segment(name, size, complete=complete):
+                    return entries
+                size = max(size, min(2 * size, READ_BYTES))
+        return []
 
-    def _read_segment(self, name: str, max_bytes: int, *, complete: bool) -> Iterator[Entry]:
-        with (self.folder / name).open("rb") as file:
-            nonce = self._nonce(name, file.read(HEADER_BYTES), complete=complete)
-            if nonce is None:
-                return
-            offset = max(self.position.offset, HEADER_BYTES)
+    def _read_segment(self, name: str, max_bytes: int, *, complete: bool) -> list[Entry]:
+        try:
+            file = (self.folder / name).open("rb")
+        except FileNotFoundError:
+            return []  # the writer found no room for the header of a new segment, and has taken it back
+        with file:
+            header = self._header(name, file.read(HEADER_BYTES), complete=complete)
+            if header is None:
+                return []
+            # The position moves into a segment with its first frame only: the new segment may still be taken back.
+            offset = max(self.position.offset, HEADER_BYTES) if name == self.position.segment else HEADER_BYTES
             file.seek(offset)
             buffer = file.read(max(max_bytes, HEAD))
-            size = os.fstat(file.fileno()).st_size
             if len(buffer) >= HEAD:
                 need = HEAD + FRAME.unpack_from(buffer)[3]
                 if len(buffer) < need <= MAX_PAYLOAD + HEAD:
                     buffer += file.read(need - len(buffer))
-        at_end = offset + len(buffer) >= size
-        yield from self._frames(name, nonce, offset, buffer, complete=complete and at_end)
+            at_end = offset + len(buffer) >= os.fstat(file.fileno()).st_size
+        return self._frames(name, header, offset, buffer, complete=complete and at_end)
 
-    def _frames(self, name: str, nonce: int, offset: int, buffer: bytes, *, complete: bool) -> Iterator[Entry]:
-        at, view = 0, memoryview(buffer)
-        while at + HEAD <= len(buffer):
-            sync, _type, _flags, length, sequence = FRAME.unpack_from(buffer, at)
-            end = at + HEAD + length
-            if sync == SYNC and length <= MAX_PAYLOAD:
-                if end > len(buffer) and not complete:
+    def _frames(self, name: str, header: tuple[int, int], offset: int, buffer: bytes, *, complete: bool) -> list[Entry]:
+        nonce, attempt = header
+        entries: list[Entry] = []
+        at, size = 0, len(buffer)
+        unpack, crc32, decode = FRAME_HEAD.unpack_from, zlib.crc32, self._decode  # a million times each
+        while at + HEAD <= size:
+            sync, _type, _flags, length, sequence, crc = unpack(buffer, at)
+            body = at + HEAD
+            end = body + length
+            if sync == SYNC and length <= MAX_PAYLOAD and sequence >> ATTEMPT_SHIFT == attempt:
+                if end > size and not complete:
                     break  # not all there yet
-                if end <= len(buffer):
-                    (crc,) = CRC.unpack_from(buffer, at + FRAME.size)
-                    payload = view[at + HEAD : end]
-                    if zlib.crc32(payload, zlib.crc32(view[at : at + FRAME.size], nonce)) == crc:
-                        at = end
-                        self.position = Position(name, offset + at)
-                        try:
-                            record = self._decode(payload)
-                        except (msgspec.DecodeError, RecursionError):
-                            self.undecodable += 1
-                            continue
-                        yield Entry(sequence, record, self.position)
+                payload = buffer[body:end]
+                if (
+                    end <= size
+                    and crc32(payload, crc32(buffer[at : at + FRAME.size], nonce)) == crc
+                    and sequence > self._sequence
+                ):
+                    at = end
+                    self._sequence = sequence
+                    try:
+                        record = decode(payload)
+                    except (ValueError, TypeError, RecursionError):  # msgspec's own errors are ValueErrors
+                        self.undecodable += 1
                         continue
+                    entries.append(Entry(sequence, record, Position(name, offset + end)))
+                    continue
             at = self._next_sync(buffer, at)
+        if complete and at < size:
+            self.skipped_bytes += size - at
+            at = size
+        if at:
             self.position = Position(name, offset + at)
-        if complete and at < len(buffer):
-            self.skipped_bytes += len(buffer) - at
-            self.position = Position(name, offset + len(buffer))
+        return entries
 
     def _next_sync(self, buffer: bytes, at: int) -> int:
         found = buffer.find(SYNC.to_bytes(2, "little"), at + 1)
@@ -375,23 +394,24 @@ class JournalReader:
         self.skipped_bytes += to - at
         return to
 
-    def _nonce(self, name: str, header: bytes, *, complete: bool) -> int | None:
-        if name in self._nonces:
-            return self._nonces[name]
-        if len(header) < HEADER_BYTES and not complete:
+    def _header(self, name: str, content: bytes, *, complete: bool) -> tuple[int, int] | None:
+        """Nonce and attempt of a segment; None if it cannot be read, or not yet."""
+        if name in self._headers:
+            return self._headers[name]
+        if len(content) < HEADER_BYTES and not complete:
             return None
-        nonce: int | None = None
+        found: tuple[int, int] | None = None
         size = HEADER.size + CRC.size
-        for at in range(0, len(header) - size + 1, size):
-            copy = header[at : at + HEADER.size]
-            if CRC.unpack_from(header, at + HEADER.size)[0] == zlib.crc32(copy):
-                magic, version, _, candidate, _ = HEADER.unpack(copy)
-                nonce = candidate if magic == MAGIC and version == VERSION else None
+        for at in range(0, len(content) - size + 1, size):
+            copy = content[at : at + HEADER.size]
+            if CRC.unpack_from(content, at + HEADER.size)[0] == zlib.crc32(copy):
+                magic, version, _, nonce, attempt = HEADER.unpack(copy)
+                found = (nonce, attempt) if magic == MAGIC and version == VERSION else None
                 break
-        if nonce is None and header:
+        if found is None and content:
             self.unreadable.append(name)
-        self._nonces[name] = nonce
-        return nonce
+        self._headers[name] = found
+        return found
 
 
 def now_ms() -> int:
