@@ -138,7 +138,7 @@ class Delivery:
             self.info.id,
             self.info.name,
             self.info.project,
-            str(self.directory.path),
+            str(self.directory.path.absolute()),
             self.info.created_ms,
             "recording" if recording else self._journal.status,
             self._outcome(lanes, lost).name.lower(),

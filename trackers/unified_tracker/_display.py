@@ -11,11 +11,12 @@ from typing import Final
 from rich.console import Console
 from rich.filesize import decimal
 from rich.padding import Padding
-from rich.progress import BarColumn, DownloadColumn, Progress, ProgressColumn, Task, TextColumn
+from rich.progress import BarColumn, DownloadColumn, Progress, ProgressColumn, Task, TextColumn, TimeElapsedColumn
 from rich.table import Table
 from rich.text import Text
 
 from unified_tracker._delivery import Delivery, LaneReport, RunReport
+from unified_tracker._journal import ATTEMPT_SHIFT
 from unified_tracker._tracker import Finding
 
 COLOURS: Final = {
@@ -31,76 +32,98 @@ COLOURS: Final = {
     "error": "red",
 }
 NARROW: Final = 60
+LONG: Final = 150  # characters of an error; `--verbose` shows it whole
 
 
 def show_run(console: Console, report: RunReport, *, verbose: bool = False) -> None:
     """A run: a line that says which, where and how it ended, and a few for each of its backends."""
+    if not console.is_terminal:
+        _show_unbroken(console, report, verbose=verbose)
+        return
+    console.print(_head(report), highlight=False)
+    console.print(Padding(Text(_near(report.directory), "dim"), (0, 0, 0, 2)))
+    backend_width = max(len(lane.backend) for lane in report.backends)
+    state_width = max(len(lane.state) for lane in report.backends)
+    for lane in report.backends:
+        line = Text(f"{lane.backend:<{backend_width}}  ")
+        line.append(f"{lane.state:<{state_width}}  ", COLOURS[lane.state])
+        first, *rest = _lane_text(lane, verbose=verbose).split("\n")
+        console.print(Padding(line + first, (0, 0, 0, 2)))
+        for each in rest:
+            each.overflow = "fold"
+            console.print(Padding(each, (0, 0, 0, 4)))
+    if report.lost:
+        console.print(Padding(Text(_loss(report), "red"), (0, 0, 0, 2)))
+
+
+def _show_unbroken(console: Console, report: RunReport, *, verbose: bool) -> None:
+    """The same for a file or a pipe: a line a backend, however long."""
+    lines = [_head(report).plain, f"  {report.directory}"]
+    for lane in report.backends:
+        facts = _lane_text(lane, verbose=verbose).plain.replace("\n", "; ")
+        lines.append(f"  {lane.backend}: {lane.state}, {facts}")
+    for line in [*lines, *([f"  {_loss(report)}"] if report.lost else [])]:
+        _line(console, Text(line))
+
+
+def _head(report: RunReport) -> Text:
     head = Text.assemble((report.run, "bold"))
     head.append(f"  {report.name}" if report.name else "")
     head.append(f"  in {report.project}" if report.project else "")
     head.append(time.strftime("  %Y-%m-%d %H:%M", time.localtime(report.created_ms / 1000)), "dim")
-    head.append(f"  {report.training}", COLOURS[report.training])
-    lost = f"{_count(report.lost, 'record')} could not be written to the disk when logged, and are nowhere"
-    if not console.is_terminal:  # one line a fact, unbroken
-        for line in (head.plain, f"  {report.directory}", *([f"  {lost}"] if report.lost else [])):
-            _line(console, Text(line))
-        for lane in report.backends:
-            facts = _lane_text(lane, verbose=verbose).plain.replace("\n", "; ")
-            _line(console, Text(f"  {lane.backend}: {lane.state}, {facts}"))
-        return
-    console.print(head, highlight=False)
-    console.print(Padding(Text(_near(report.directory), "dim"), (0, 0, 0, 2)))
-    lanes = Table.grid(padding=(0, 2, 0, 0))
-    lanes.add_column(no_wrap=True)
-    lanes.add_column(no_wrap=True)
-    lanes.add_column(overflow="fold")
-    for lane in report.backends:
-        lanes.add_row(lane.backend, Text(lane.state, COLOURS[lane.state]), _lane_text(lane, verbose=verbose))
-    console.print(Padding(lanes, (0, 0, 0, 2)))
-    if report.lost:
-        console.print(Padding(Text(lost, "red"), (0, 0, 0, 2)))
+    return head.append(f"  {report.training}", COLOURS[report.training])
 
 
-def show_sum(console: Console, reports: Sequence[RunReport]) -> None:
-    """One line about all runs."""
+def _loss(report: RunReport) -> str:
+    return f"{_count(report.lost, 'record')} could not be written to the disk when logged, and are nowhere"
+
+
+def show_sum(console: Console, reports: Sequence[RunReport], *, command: str) -> None:
+    """A line about all runs, and the command that delivers what waits."""
     words: dict[str, int] = {}
     for report in reports:
-        word = {"incomplete": "delivered, not all of it", "busy": "at work elsewhere"}.get(
+        word = {"incomplete": "delivered in part", "busy": "at work elsewhere"}.get(
             report.outcome, "recording" if report.training == "recording" else report.outcome
         )
         words[word] = words.get(word, 0) + 1
     waiting = [report for report in reports if report.outcome == "pending" and report.training != "recording"]
     line = f"{_count(len(reports), 'run')}: " + ", ".join(f"{count} {word}" for word, count in words.items())
-    _line(console, Text(line + ("; to deliver: unified-tracker sync" if waiting else "")))
+    _line(console, Text(line))
+    if waiting:
+        _line(console, Text(f"to deliver: {command}"))
 
 
-def run_lines(report: RunReport, log: Path | None = None) -> list[str]:
-    """How a run stands, a line a backend: for a file, a pipe, and below the progress bar."""
-    lines = []
-    for lane in report.backends:
-        line = f"{report.run} {lane.backend}: {lane.state}, {_count(lane.records, 'record')}"
-        line += f", {_waiting(lane)}" if lane.pending else ""
-        line += f", {lane.set_aside} set aside" if lane.set_aside else ""
-        line += f" at {lane.address}" if lane.address else ""
-        line += f" ({lane.error})" if lane.error else ""
-        lines.append(line)
+def show_delivery(console: Console, delivery: Delivery, report: RunReport) -> None:
+    """What `sync` has come to with a run: as `runs` shows it, or a line a backend where there is no terminal."""
+    if console.is_terminal:
+        show_run(console, report)
+    else:
+        for lane in report.backends:
+            facts = _waiting(lane) if lane.pending else _count(lane.records, "record")
+            facts += f", {lane.set_aside} set aside" if lane.set_aside else ""
+            facts += f" at {lane.address}" if lane.address else ""
+            facts += f" ({lane.error})" if lane.error else ""
+            _line(console, Text(f"{report.run} {lane.backend}: {lane.state}, {facts}"))
+        if report.lost:
+            _line(console, Text(f"{report.run}: {_loss(report)}"))
     if report.outcome == "busy":
-        lines.append(f"{report.run}: another uploader is at work on {report.directory}; it is left to it")
-    elif report.outcome == "pending" and log is not None:
-        lines.append(f"{report.run}: what is pending stays in {report.directory}; details in {log}")
-    if report.lost:
-        lines.append(f"{report.run}: {_count(report.lost, 'record')} could not be written to the disk when logged")
-    return lines
+        _line(console, Text(f"{report.run}: another uploader is at work on {report.directory}; it is left to it"))
+    elif report.outcome == "pending":
+        where = f"what is pending stays in {report.directory}; details in {_near(str(delivery.log))}"
+        _line(console, Text(f"{report.run}: {where}"))
 
 
-def dry_lines(report: RunReport) -> list[str]:
+def show_dry(console: Console, report: RunReport) -> None:
     """What `sync` would do with a run."""
     lines = [
-        f"{report.run} {lane.backend}: would deliver {_count(lane.pending, 'record')}, {decimal(lane.pending_bytes)}"
+        f"{lane.backend}: would deliver {_count(lane.pending, 'record')}, {decimal(lane.pending_bytes)}"
         for lane in report.backends
         if lane.pending
     ]
-    return lines or [f"{report.run}: nothing to deliver"]
+    if report.training == "recording":
+        lines = ["is being recorded, and delivered by its own uploader"]
+    for line in lines or ["nothing to deliver"]:
+        _line(console, Text(f"{report.run} {line}"))
 
 
 def show_findings(console: Console, findings: Sequence[Finding]) -> None:
@@ -120,9 +143,14 @@ def show_findings(console: Console, findings: Sequence[Finding]) -> None:
 @contextmanager
 def delivery_progress(console: Console) -> Iterator[DeliveryProgress]:
     """Progress bars while runs are delivered, where the output is a terminal."""
-    columns: tuple[ProgressColumn, ...] = (TextColumn("{task.description}"), BarColumn(None), DownloadColumn())
+    columns: tuple[ProgressColumn, ...] = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        DownloadColumn(),
+        TimeElapsedColumn(),
+    )
     if console.width < NARROW:
-        columns = (TextColumn("{task.description}"), DownloadColumn())
+        columns = columns[0], columns[2]
     with Progress(*columns, _Trouble(), console=console, transient=True, disable=not console.is_terminal) as progress:
         yield DeliveryProgress(progress)
 
@@ -167,12 +195,13 @@ def _lane_text(lane: LaneReport, *, verbose: bool) -> Text:
     facts += [f"{lane.set_aside} set aside"] if lane.set_aside else []
     text = Text(", ".join(facts))
     if lane.error:
-        text.append(f"\n{lane.error}", "yellow")
+        text.append("\n" + (lane.error if verbose or len(lane.error) < LONG else f"{lane.error[:LONG]}…"), "yellow")
     if lane.address:
         text.append(f"\n{lane.address}", "dim")
     if verbose:
         for refused in lane.refused:
-            text.append(f"\n#{refused.sequence} {refused.detail}: ", "red")
+            attempt, number = refused.sequence >> ATTEMPT_SHIFT, refused.sequence & ((1 << ATTEMPT_SHIFT) - 1)
+            text.append(f"\n#{attempt}.{number} {refused.detail}: ", "red")
             text.append(refused.reason)
     return text
 
@@ -194,4 +223,4 @@ def _near(directory: str) -> str:
 
 
 def _line(console: Console, text: Text) -> None:
-    console.print(text, soft_wrap=True, highlight=False)
+    console.print(text, soft_wrap=not console.is_terminal, highlight=False)  # no line of a pipe is broken

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from enum import Enum
 from pathlib import Path
@@ -105,10 +106,12 @@ def sync(
                 report = delivery.report()
             _settle(delivery, report)
             reports.append(report)
-            if not as_json:
-                lines = _display.dry_lines(report) if dry_run else _display.run_lines(report, delivery.log)
-                for line in lines:
-                    console.print(Text(line), soft_wrap=True)
+            if as_json:
+                continue
+            if dry_run:
+                _display.show_dry(console, report)
+            else:
+                _display.show_delivery(console, delivery, report)
     if as_json:
         _write_json(reports)
     raise typer.Exit(1 if failed else overall(reports).exit_code)
@@ -140,7 +143,8 @@ def runs(
     console = Console()
     for report in reports:
         _display.show_run(console, report, verbose=verbose)
-    _display.show_sum(console, reports)
+    words = ["unified-tracker", "sync", *map(str, folders or ()), *(["--all"] if everywhere else [])]
+    _display.show_sum(console, reports, command=shlex.join(words))
 
 
 @app.command()
