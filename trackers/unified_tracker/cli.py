@@ -114,7 +114,7 @@ def sync(
                 _display.show_delivery(console, delivery, report)
     if as_json:
         _write_json(reports)
-    raise typer.Exit(1 if failed else overall(reports).exit_code)
+    raise typer.Exit(1 if failed else overall(reports).exit_code if found else 0)
 
 
 @app.command()
@@ -139,6 +139,8 @@ def runs(
         _settle(delivery, reports[-1])
     if as_json:
         _write_json(reports)
+        return
+    if not found:
         return
     console = Console()
     for report in reports:
@@ -216,7 +218,7 @@ def _found(folders: list[Path] | None, *, everywhere: bool) -> list[Delivery]:
             _stop(f"{folder} is not a folder", Outcome.NOTHING.exit_code)
     found = deliveries(given, everywhere=everywhere)
     if not found and everywhere:
-        _complain("no run of this user is waiting", style="none")
+        Console(stderr=True).print("no run of this user is waiting")
     elif not found:
         _stop(f"no run directory in or below {', '.join(str(folder) for folder in given)}", Outcome.NOTHING.exit_code)
     return found
@@ -249,8 +251,8 @@ def _write_json(content: Any) -> None:
     sys.stdout.write(msgspec.json.format(msgspec.json.encode(content), indent=2).decode() + "\n")
 
 
-def _complain(why: str, *, style: str = "red") -> None:
-    Console(stderr=True).print(Text(why, style), soft_wrap=True)
+def _complain(why: str) -> None:
+    Console(stderr=True).print(Text(why, "red"), soft_wrap=True)
 
 
 def _stop(why: str, code: int) -> NoReturn:

@@ -29,10 +29,14 @@ def going_online(run_dir: Path, options: Mapping[str, Any]) -> Iterator[dict[str
                 f"`wandb sync` has uploaded {folder} already, or has begun to: delivered once more, its rows would "
                 f"stand twice. What is left of it: wandb sync {folder}"
             )
+    if not folders:  # nothing was written yet
+        yield {**options, "mode": "online"}
+        return
+    # What the tracker remembers is about the offline run. Should this end here, the folder is written anew.
+    Memory(folder=memory.folder).write(run_dir / OWN)
     yield {**options, "mode": "online"}
     for folder in folders:
         for file in folder.glob("*.wandb"):
             file.with_name(f"{file.name}.synced").touch()
     # Should the run go on offline one day, only what comes then belongs into a new folder.
-    if folders:
-        Memory(kept=[str(folder) for folder in folders]).write(run_dir / OWN)
+    Memory(kept=[str(folder) for folder in folders]).write(run_dir / OWN)
