@@ -28,6 +28,7 @@ from unified_tracker.records import Status
 LINGER_VARIABLE: Final = "UNIFIED_TRACKER_LINGER_S"
 LINGER_S: Final = 60.0  # somebody waits in front of the terminal: the uploader in the background has ten minutes
 LOOK_S: Final = 0.2
+ENDING_S: Final = 5.0  # an uploader that has just delivered takes a moment to end
 
 LaneWord = Literal["delivered", "pending", "set aside", "recording"]
 
@@ -195,7 +196,7 @@ class Delivery:
                 continue
             try:
                 lock = FileLock(self.directory.uploader_lock)
-                with lock.acquire(timeout=0), going_online(self.directory.path, options) as changed:
+                with lock.acquire(timeout=ENDING_S), going_online(self.directory.path, options) as changed:
                     for file in (f"{name}.json", f"{name}.db"):  # before the options: an offline lane only starts anew
                         (self.directory.lanes / file).unlink(missing_ok=True)
                     backends = {**self.info.backends, name: changed}
