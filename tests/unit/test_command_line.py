@@ -262,6 +262,14 @@ def test_a_run_that_is_being_delivered_does_not_change_its_way(work: Path) -> No
     assert (code, "is being delivered by another process" in output) == (1, True)
 
 
+def test_damaged_files_of_a_lane_hide_no_run(work: Path) -> None:
+    run_dir = Path(listed("runs")[0]["directory"])
+    (run_dir / "lanes" / "tape.json").write_text("{")
+    (run_dir / "lanes" / "tape.db").write_bytes(b"no database" * 1000)
+    (run,) = listed("runs")
+    assert (run["outcome"], "damaged" in run["backends"][0]["error"]) == ("pending", True)
+
+
 @pytest.mark.parametrize("width", [40, 80, 200])
 def test_runs_fit_the_terminal(width: int) -> None:
     address = "http://tracking.example.org:5000/#/experiments/12/runs/0123456789abcdef0123456789abcdef"

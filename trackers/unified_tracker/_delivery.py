@@ -131,7 +131,7 @@ class Delivery:
 
     def report(self) -> RunReport:
         """How it stands now. Costs some reads of kilobytes, whatever the size of the journal."""
-        recording = self.directory.writer_alive()
+        recording = self._recording()
         self.__dict__.pop("_journal", None)  # looked at anew, after the writer: it may have written its last record
         lanes = [self._lane(backend, recording=recording) for backend in self.info.backends]
         lost = self._lost()
@@ -152,7 +152,7 @@ class Delivery:
         total = self._journal.bytes
         found = []
         for backend in self.info.backends:
-            state = self.directory.lane_state(backend) or LaneState(backend, 0)
+            state = self._state(backend)
             ahead = 0 if state.done else self._journal.bytes_after(max(state.held, state.read))
             found.append(LaneProgress(backend, total - ahead, total, state.done, state.error))
         return found
@@ -205,6 +205,19 @@ class Delivery:
             except Timeout as error:
                 raise ConfigurationError(f"run {self.info.id} is being delivered by another process") from error
 
+    def _recording(self) -> bool:
+        try:
+            return self.directory.writer_alive()
+        except PermissionError:  # somebody else's run: whether it is being written is not for us to see
+            return False
+
+    def _state(self, backend: str) -> LaneState:
+        """What a lane says; before its first word, and where its file is damaged, nothing of it is taken for held."""
+        try:
+            return self.directory.lane_state(backend) or LaneState(backend, 0)
+        except msgspec.MsgspecError:
+            return LaneState(backend, 0, error="the file with its state is damaged; `sync` writes it anew")
+
     def _outcome(self, lanes: Sequence[LaneReport], lost: int) -> Outcome:
         states = {lane.state for lane in lanes}
         if states & {"pending", "recording"}:
@@ -213,14 +226,14 @@ class Delivery:
 
     def _lost(self) -> int:
         """What the lanes have counted, if they have read everything; else what the journal says."""
-        states = [self.directory.lane_state(backend) for backend in self.info.backends]
-        counted = [getattr(state, "lost", None) for state in states if state is not None and state.done]
+        states = [self._state(backend) for backend in self.info.backends]
+        counted = [getattr(state, "lost", None) for state in states if state.done]
         if len(counted) == len(states) and None not in counted:
             return max((count for count in counted if count is not None), default=0)
         return self._journal.lost()
 
     def _lane(self, backend: str, *, recording: bool) -> LaneReport:
-        state = self.directory.lane_state(backend) or LaneState(backend, 0)
+        state = self._state(backend)
         delivered = state.done and not recording and not self._more_than_held(backend, state)
         refused = look_up(self.directory.lanes / f"{backend}.db")[1] if state.set_aside else []
         address, look = (state.address.url, state.address.look) if state.address else (None, "")

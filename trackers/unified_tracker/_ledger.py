@@ -88,6 +88,6 @@ def look_up(path: Path) -> tuple[Held, list[Refused]]:
         try:
             row = db.execute("select value from state where key = 'held'").fetchone()
             refused = db.execute("select sequence, detail, reason from set_aside order by sequence, detail").fetchall()
-        except sqlite3.OperationalError:  # a lane is just making it
+        except sqlite3.DatabaseError:  # a lane is just making it, or it is damaged
             return Held(), []
     return msgspec.json.decode(row[0], type=Held) if row else Held(), [Refused(*each) for each in refused]

@@ -23,15 +23,13 @@ app = typer.Typer(
     help="Training runs recorded in MLflow, Weights & Biases or a plugin: look, deliver, find out what is wrong.",
     no_args_is_help=True,
     add_completion=False,
-    rich_markup_mode="rich",
+    rich_markup_mode="markdown",
     pretty_exceptions_show_locals=False,  # a traceback in a bug report must not carry credentials
 )
 
 Folders = Annotated[
     list[Path] | None,
-    typer.Argument(
-        metavar="[DIR]...", help="Run directories, or folders that hold some below them. Default: this folder."
-    ),
+    typer.Argument(metavar="DIR", help="Run directories, or folders that hold some below them. Default: this folder."),
 ]
 Everywhere = Annotated[
     bool, typer.Option("--all", help="Every run of this user that is not delivered yet, wherever it is.")
@@ -87,9 +85,14 @@ def sync(
     May be interrupted and repeated at any time: what a backend holds is not sent again. A backend that does not answer
     is waited for, a minute each run; `UNIFIED_TRACKER_LINGER_S` sets another time, in seconds.
 
-    Exit status: 0 everything is delivered; 1 a run could not go `--online`; 2 something is pending; 3 delivered, but
-    records were set aside, lost, or their files written over; 4 no run directory found; 5 another process is
-    delivering. Of several runs the worst one counts: 1, 2, 5, 3, 0.
+    Exit status, of several runs the one that stands first here:
+
+    * 1: a run could not go `--online`
+    * 2: something is pending
+    * 5: another process is delivering
+    * 3: delivered, but records were set aside, lost, or their files written over
+    * 0: everything is delivered
+    * 4: there is no run directory
     """
     found = _found(folders, everywhere=everywhere)
     console = Console(stderr=as_json)
@@ -130,7 +133,7 @@ def runs(
 
     Asks no backend, and is fast on journals of any size.
 
-    Exit status: 0, whatever the state of the runs; 4 no run directory found.
+    Exit status: 0, whatever the state of the runs; 4 if there is no run directory.
     """
     found = _found(folders, everywhere=everywhere)
     reports = []
