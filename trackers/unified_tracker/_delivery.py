@@ -20,6 +20,7 @@ from unified_tracker._errors import ConfigurationError
 from unified_tracker._journal import JournalReader
 from unified_tracker._launcher import QUIET
 from unified_tracker._ledger import Refused, look_up
+from unified_tracker._mask import mask_text
 from unified_tracker._rundir import LaneState, RunDirectory, find_runs, write_json
 from unified_tracker._survey import JournalSurvey
 from unified_tracker._uploader import LOCKED
@@ -236,7 +237,7 @@ class Delivery:
         state = self._state(backend)
         delivered = state.done and not recording and not self._more_than_held(backend, state)
         refused = look_up(self.directory.lanes / f"{backend}.db")[1] if state.set_aside else []
-        address, look = (state.address.url, state.address.look) if state.address else (None, "")
+        address, look = (mask_text(state.address.url), mask_text(state.address.look)) if state.address else (None, "")
         word: LaneWord = "pending"
         if recording:
             word = "recording"

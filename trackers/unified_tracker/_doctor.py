@@ -155,11 +155,12 @@ def _backends(folder: Path) -> Iterator[Finding]:
         chosen = _settings.choose(None, values)
         for name in chosen:
             _plugins.load(name)
-        yield Finding("tracker", "ok", f"a training here is recorded in {' and '.join(chosen) or 'nothing: it is off'}")
         with _quiet():
             RunSettings.resolve()
+        yield Finding("tracker", "ok", f"a training here is recorded in {' and '.join(chosen) or 'nothing: it is off'}")
     except ConfigurationError as error:
-        yield Finding("tracker", "error", str(error), _remedy(str(error), "correct the option that it names"))
+        text, remedy = _parted(str(error))
+        yield Finding("tracker", "error", text, remedy or "correct what it names")
     for name in [*chosen, *sorted(set(_plugins.installed()) - set(chosen))]:
         if name in _plugins.installed():
             yield from _backend(name, options, wanted=name in chosen)
@@ -173,7 +174,8 @@ def _backend(name: str, options: Mapping[str, Any], *, wanted: bool) -> Iterator
     except ConfigurationError as error:
         if wanted:
             return  # said already
-        yield Finding(name, "ok", f"not asked for, and not usable: {error}")
+        text, remedy = _parted(str(error))
+        yield Finding(name, "ok", f"not asked for, and not usable: {text}", remedy)
         return
     place = ", ".join(f"{key} {value}" for key, value in checked[name].items() if isinstance(value, str))
     yield Finding(name, "ok", f"records in {place}" if place else "usable")
@@ -304,10 +306,12 @@ def _undelivered(folder: Path) -> Iterator[Finding]:
 # ---- what is said --------------------------------------------------------------------------------------------------
 
 
-def _remedy(text: str, otherwise: str) -> str:
-    """The command in an error's text that mends it."""
+def _parted(text: str) -> tuple[str, str]:
+    """What is wrong, and the command in the text that mends it, if there is one."""
     found = re.search(r"pip install \S+", text)
-    return found[0] if found else otherwise
+    if found is None:
+        return text, ""
+    return text[: found.start()].rstrip(" :.(") if text.endswith(found[0]) else text, found[0]
 
 
 def _clean(finding: Finding) -> Finding:
