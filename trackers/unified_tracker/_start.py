@@ -265,7 +265,7 @@ def _announce(info: RunInfo, directory: RunDirectory) -> None:
 
 
 def _place(backend: str, options: Mapping[str, Any]) -> str:
-    words = [value for value in options.values() if isinstance(value, str)]
+    words = [mask_text(value) for value in options.values() if isinstance(value, str)]
     return f"{backend} ({', '.join(words)})" if words else backend
 
 
