@@ -21,7 +21,7 @@ from unified_tracker._errors import (
 )
 from unified_tracker._run import Run
 from unified_tracker._start import start_run
-from unified_tracker._tracker import Address, Backend, RunInfo, Tracker
+from unified_tracker._tracker import Address, Backend, Finding, RunInfo, Tracker
 
 __all__ = [
     "Address",
@@ -29,6 +29,7 @@ __all__ = [
     "BackendNotFoundError",
     "BackendUnavailableError",
     "ConfigurationError",
+    "Finding",
     "PluginError",
     "RecordError",
     "RejectedError",

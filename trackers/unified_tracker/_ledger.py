@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import sqlite3
+from contextlib import closing
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
+from urllib.parse import quote
 
 import msgspec
 
@@ -49,6 +51,14 @@ class Held(msgspec.Struct, frozen=True):
         return self.lost + max(self.gaps, self.losses)
 
 
+class Refused(NamedTuple):
+    """A record, or one value of it, that the backend will never take."""
+
+    sequence: int
+    detail: str
+    reason: str
+
+
 class Ledger:
     """One file, `lanes/<backend>.db`. A commit is on the disk when the call returns."""
 
@@ -86,3 +96,16 @@ class Ledger:
     def close(self) -> None:
         """Close the file."""
         self._db.close()
+
+
+def look_up(path: Path) -> tuple[Held, list[Refused]]:
+    """What a ledger says, from outside its lane: nothing is written, a folder that cannot be written will do."""
+    if not path.exists():
+        return Held(), []
+    with closing(sqlite3.connect(f"file:{quote(str(path.absolute()))}?mode=ro", uri=True)) as db:
+        try:
+            row = db.execute("select value from state where key = 'held'").fetchone()
+            refused = db.execute("select sequence, detail, reason from set_aside order by sequence, detail").fetchall()
+        except sqlite3.DatabaseError:  # a lane is just making it, or it is damaged
+            return Held(), []
+    return msgspec.json.decode(row[0], type=Held) if row else Held(), [Refused(*each) for each in refused]

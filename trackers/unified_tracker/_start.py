@@ -13,7 +13,7 @@ from typing import Any
 
 import msgspec
 
-from unified_tracker import _settings
+from unified_tracker import _pending, _settings
 from unified_tracker._console import say
 from unified_tracker._environment import Environment, process_rank
 from unified_tracker._errors import ConfigurationError
@@ -119,7 +119,7 @@ class RunSettings:
         on_error: OnError = values.get("on_error") or "warn"
         if on_error not in {"warn", "raise"}:
             raise ConfigurationError(f"on_error must be 'warn' or 'raise', not {on_error!r}")
-        backends, secrets = _check_backends(names, _merged_options(values.get("options") or {}, options or {}))
+        backends, secrets = checked_backends(names, _merged_options(values.get("options") or {}, options or {}))
         return cls(
             working=working,
             parent=Path(values.get("dir") or working).absolute() / PARENT,
@@ -182,6 +182,7 @@ class RunSettings:
             uploader.start()
         except OSError as error:
             say(f"the uploader cannot be started ({error}); everything is kept in {directory.path}")
+        _pending.remember(directory.path)  # while the uploader starts
         environment = Environment.collect()
         run.log_params({**environment.params(), **(config or {})})
         run.set_tags(environment.tags())
@@ -221,7 +222,7 @@ def _continued(directory: RunDirectory, info: RunInfo) -> RunInfo:
     )
 
 
-def _check_backends(
+def checked_backends(
     names: Sequence[str], options: Mapping[str, Mapping[str, Any]]
 ) -> tuple[dict[str, dict[str, Any]], dict[str, str]]:
     from unified_tracker import _plugins  # pluggy and the metadata of all distributions: not at import
@@ -265,7 +266,7 @@ def _announce(info: RunInfo, directory: RunDirectory) -> None:
 
 
 def _place(backend: str, options: Mapping[str, Any]) -> str:
-    words = [value for value in options.values() if isinstance(value, str)]
+    words = [mask_text(value) for value in options.values() if isinstance(value, str)]
     return f"{backend} ({', '.join(words)})" if words else backend
 
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import msgspec
 
@@ -48,6 +49,25 @@ class Address(msgspec.Struct, frozen=True):
     id: str
     url: str
     look: str = ""
+
+
+Level = Literal["ok", "warning", "error"]
+
+
+class Finding(msgspec.Struct, frozen=True):
+    """One thing that `unified-tracker doctor` has looked at.
+
+    Attributes:
+        check: What was looked at, in a word or two.
+        level: "ok", "warning" (recording works, something may hurt), "error" (recording or delivery will not work).
+        message: What was found, one sentence, without secrets.
+        remedy: What mends it; "" where there is nothing to mend.
+    """
+
+    check: str
+    level: Level
+    message: str
+    remedy: str = ""
 
 
 class Tracker(Protocol):
@@ -114,6 +134,12 @@ class Backend:
         create: Makes the tracker, in the uploader's process. Takes the run, its directory, and the checked options.
         requires: Import names that must be there for `create`.
         install: The command that brings them.
+        diagnose: Looks, for `unified-tracker doctor`, at what delivery with checked options needs: server, credentials,
+            folders. May take a few seconds, imports no client.
+        going_online: For a backend whose option `mode` is "offline" when it records on this machine alone. Takes the
+            run directory and the options; a context manager that gives the options for delivery to the server. In it
+            the lane is set back to the start of the journal; on leaving, whatever could deliver the run a second time
+            is put out of action. Raises `ConfigurationError` where something would stand twice.
     """
 
     name: str
@@ -121,3 +147,5 @@ class Backend:
     create: Callable[[RunInfo, Path, Mapping[str, Any]], Tracker]
     requires: tuple[str, ...] = ()
     install: str = ""
+    diagnose: Callable[[Mapping[str, Any]], list[Finding]] | None = None
+    going_online: Callable[[Path, Mapping[str, Any]], AbstractContextManager[dict[str, Any]]] | None = None

@@ -18,6 +18,7 @@ from typing import Final
 import msgspec
 from filelock import FileLock, Timeout
 
+from unified_tracker import _pending
 from unified_tracker._backoff import Backoff
 from unified_tracker._lane import CALL_S, DONE, LIMIT_VARIABLE, LINGER_S, PENDING
 from unified_tracker._rundir import LaneState, RunDirectory
@@ -128,6 +129,7 @@ def deliver(directory: RunDirectory, *, linger_s: float, wait_s: float = 0.0) ->
         lock.acquire(timeout=wait_s)
     except Timeout:
         return LOCKED
+    _pending.remember(directory.path)
     lanes = [LaneProcess(directory, name, linger_s) for name in directory.info().backends]
     try:
         while any(lane.code is None for lane in lanes):
@@ -137,6 +139,8 @@ def deliver(directory: RunDirectory, *, linger_s: float, wait_s: float = 0.0) ->
     finally:
         for lane in lanes:
             lane.end()
+        if all(lane.code == DONE for lane in lanes):
+            _pending.forget(directory.path)
         lock.release()
     return max((lane.code or DONE for lane in lanes), default=DONE)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from enum import Enum
 from pathlib import Path
@@ -13,24 +14,25 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from unified_tracker import _plugins
-from unified_tracker._delivery import Delivery, Outcome, deliveries, overall
+from unified_tracker import _display, _doctor, _pending, _plugins
+from unified_tracker._delivery import Delivery, Outcome, RunReport, deliveries, overall
 from unified_tracker._errors import ConfigurationError
 
 app = typer.Typer(
     name="unified-tracker",
-    help="Training runs recorded in MLflow, Weights & Biases or a plugin: deliver, list, try out.",
+    help="Training runs recorded in MLflow, Weights & Biases or a plugin: look, deliver, find out what is wrong.",
     no_args_is_help=True,
     add_completion=False,
-    rich_markup_mode="rich",
+    rich_markup_mode="markdown",
     pretty_exceptions_show_locals=False,  # a traceback in a bug report must not carry credentials
 )
 
 Folders = Annotated[
     list[Path] | None,
-    typer.Argument(
-        metavar="[DIR]...", help="Run directories, or folders that hold some below them. Default: this folder."
-    ),
+    typer.Argument(metavar="DIR", help="Run directories, or folders that hold some below them. Default: this folder."),
+]
+Everywhere = Annotated[
+    bool, typer.Option("--all", help="Every run of this user that is not delivered yet, wherever it is.")
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
 
@@ -66,49 +68,109 @@ def demo(
 @app.command()
 def sync(
     folders: Folders = None,
-    as_json: AsJson = False,
+    everywhere: Everywhere = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be delivered, deliver nothing.")] = False,
+    online: Annotated[
+        bool,
+        typer.Option(
+            "--online",
+            help="Deliver also to W&B what was recorded offline, now that there is a key. "
+            "Refused where `wandb sync` has uploaded it already.",
+        ),
+    ] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Deliver what is waiting in run directories.
 
-    Exit status: 0 everything is delivered; 2 something is pending; 3 delivered, but records were set aside or lost;
-    4 no run directory found; 5 another process is delivering.
+    May be interrupted and repeated at any time: what a backend holds is not sent again. A backend that does not answer
+    is waited for, a minute each run; `UNIFIED_TRACKER_LINGER_S` sets another time, in seconds.
+
+    Exit status, of several runs the one that stands first here:
+
+    * 1: a run could not go `--online`
+    * 2: something is pending
+    * 5: another process is delivering
+    * 3: delivered, but records were set aside, lost, or their files written over
+    * 0: everything is delivered
+    * 4: there is no run directory
     """
-    found = _found(folders)
+    found = _found(folders, everywhere=everywhere)
     console = Console(stderr=as_json)
-    for delivery in found:
-        if not dry_run and delivery.outcome() is Outcome.PENDING:
-            _deliver(delivery, console)
-    if as_json:
-        _print_json(found)
-    else:
+    failed = online and not dry_run and not _go_online(found)
+    reports: list[RunReport] = []
+    with _display.delivery_progress(console) as progress:
         for delivery in found:
-            for line in delivery.lines():
-                console.print(Text(line), soft_wrap=True)
-    raise typer.Exit(overall(found).exit_code)
+            report = delivery.report()
+            if not dry_run and report.outcome == Outcome.PENDING.name.lower():
+                try:
+                    progress.deliver(delivery)
+                except OSError as error:
+                    _complain(f"run {report.run} cannot be delivered: {error}")
+                report = delivery.report()
+            _settle(delivery, report)
+            reports.append(report)
+            if as_json:
+                continue
+            if dry_run:
+                _display.show_dry(console, report)
+            else:
+                _display.show_delivery(console, delivery, report)
+    if as_json:
+        _write_json(reports)
+    raise typer.Exit(1 if failed else overall(reports).exit_code if found else 0)
 
 
 @app.command()
-def runs(folders: Folders = None, as_json: AsJson = False) -> None:
-    """List the runs in run directories, and how far they are delivered."""
-    found = _found(folders)
-    if as_json:
-        _print_json(found)
-        return
-    table = Table("run", "name", "project", "backend", "state", "records", "last error")
+def runs(
+    folders: Folders = None,
+    everywhere: Everywhere = False,
+    verbose: Annotated[
+        bool, typer.Option("--verbose", "-v", help="Which records were set aside, and why. `--json` always says it.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """List the runs in run directories: how the training ended, and how far each backend holds it.
+
+    Asks no backend, and is fast on journals of any size.
+
+    Exit status: 0, whatever the state of the runs; 4 if there is no run directory.
+    """
+    found = _found(folders, everywhere=everywhere)
+    reports = []
     for delivery in found:
-        info = delivery.info
-        for lane in delivery.lanes():
-            table.add_row(
-                info.id,
-                Text(info.name or ""),
-                Text(info.project or ""),
-                lane.backend,
-                lane.state,
-                str(lane.records),
-                Text(lane.error or ""),
-            )
-    Console().print(table)
+        reports.append(delivery.report())
+        _settle(delivery, reports[-1])
+    if as_json:
+        _write_json(reports)
+        return
+    if not found:
+        return
+    console = Console()
+    for report in reports:
+        _display.show_run(console, report, verbose=verbose)
+    words = ["unified-tracker", "sync", *map(str, folders or ()), *(["--all"] if everywhere else [])]
+    _display.show_sum(console, reports, command=shlex.join(words))
+
+
+@app.command()
+def doctor(as_json: AsJson = False) -> None:
+    """Look at what recording needs, and say what mends what is wrong.
+
+    Packages that do not go together; each backend: where a training in this folder would record, and whether the
+    server answers and lets us in; disk, file system, clock, uploader; runs that are not delivered. Takes some seconds.
+    Values of credentials are never shown.
+
+    Exit status: 0 without errors, warnings or not; 1 with an error.
+    """
+    console = Console()
+    if as_json:
+        findings = _doctor.examine(Path())
+        _write_json(findings)
+    else:
+        with console.status("looking"):
+            findings = _doctor.examine(Path())
+        _display.show_findings(console, findings)
+    raise typer.Exit(1 if any(finding.level == "error" for finding in findings) else 0)
 
 
 @app.command()
@@ -151,37 +213,53 @@ def _backend(name: str) -> BackendReport:
     )
 
 
-def _deliver(delivery: Delivery, console: Console) -> None:
-    with console.status("") as status:
-
-        def show() -> None:
-            states = ", ".join(f"{lane.backend} {lane.records} records, {lane.state}" for lane in delivery.lanes())
-            status.update(Text(f"run {delivery.info.id}: {states}"))
-
-        delivery.deliver(show)
-
-
-def _found(folders: list[Path] | None) -> list[Delivery]:
-    given = folders or [Path()]
+def _found(folders: list[Path] | None, *, everywhere: bool) -> list[Delivery]:
+    """The runs that are meant; ends the command where there is none."""
+    given = folders or ([] if everywhere else [Path()])
     for folder in given:
         if not folder.is_dir():
             _stop(f"{folder} is not a folder", Outcome.NOTHING.exit_code)
-    found = deliveries(given)
-    if not found:
+    found = deliveries(given, everywhere=everywhere)
+    if not found and everywhere:
+        Console(stderr=True).print("no run of this user is waiting")
+    elif not found:
         _stop(f"no run directory in or below {', '.join(str(folder) for folder in given)}", Outcome.NOTHING.exit_code)
     return found
 
 
-def _print_json(found: list[Delivery]) -> None:
-    _write_json([delivery.report() for delivery in found])
+def _go_online(found: list[Delivery]) -> bool:
+    """Turn offline runs to their servers; False if one of them cannot be."""
+    refused = [trouble for trouble in map(_refusal, found) if trouble]
+    for trouble in refused:
+        _complain(trouble)
+    return not refused
+
+
+def _refusal(delivery: Delivery) -> str:
+    """Why a run cannot go online; "" if it is, or has nothing to do with it."""
+    try:
+        delivery.go_online()
+    except (ConfigurationError, OSError) as error:
+        return str(error)
+    return ""
+
+
+def _settle(delivery: Delivery, report: RunReport) -> None:
+    """A run that is delivered no longer waits."""
+    if Outcome[report.outcome.upper()] in {Outcome.DELIVERED, Outcome.INCOMPLETE}:
+        _pending.forget(delivery.directory.path)
 
 
 def _write_json(content: Any) -> None:
     sys.stdout.write(msgspec.json.format(msgspec.json.encode(content), indent=2).decode() + "\n")
 
 
+def _complain(why: str) -> None:
+    Console(stderr=True).print(Text(why, "red"), soft_wrap=True)
+
+
 def _stop(why: str, code: int) -> NoReturn:
-    Console(stderr=True).print(Text(why, style="red"), soft_wrap=True)
+    _complain(why)
     raise typer.Exit(code)
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from unified_tracker._settings import refuse_unknown
-from unified_tracker._tracker import Backend, RunInfo, Tracker
+from unified_tracker._tracker import Backend, Finding, RunInfo, Tracker
 from unified_tracker.hookspecs import hookimpl
 
 OPTIONS: Final = frozenset({"tracking_uri", "run_id", "artifact_location"})
@@ -45,6 +45,13 @@ def create(run: RunInfo, run_dir: Path, options: Mapping[str, Any]) -> Tracker:
     return MlflowTracker(run_dir, options)
 
 
+def diagnose(options: Mapping[str, Any]) -> list[Finding]:
+    """Look at the server or file that the options name."""
+    from unified_tracker.backends import _mlflow_check  # HTTP and SSL: not for a training
+
+    return _mlflow_check.diagnose(options)
+
+
 @hookimpl
 def tracker_backend() -> Backend:
     """Offer MLflow."""
@@ -54,6 +61,7 @@ def tracker_backend() -> Backend:
         create=create,
         requires=("mlflow",),
         install='pip install "unified-tracker[mlflow]"',
+        diagnose=diagnose,
     )
 
 

@@ -7,6 +7,7 @@ import netrc
 import os
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, Final
 from urllib.parse import urlsplit
@@ -14,7 +15,7 @@ from urllib.parse import urlsplit
 from unified_tracker._console import say
 from unified_tracker._errors import ConfigurationError
 from unified_tracker._settings import refuse_unknown
-from unified_tracker._tracker import Address, Backend, RunInfo, Tracker
+from unified_tracker._tracker import Address, Backend, Finding, RunInfo, Tracker
 from unified_tracker.hookspecs import hookimpl
 from unified_tracker.records import Entry, Status
 
@@ -83,6 +84,25 @@ def create(run: RunInfo, run_dir: Path, options: Mapping[str, Any]) -> Tracker:
     return WandbTracker(run, run_dir, options)
 
 
+def diagnose(options: Mapping[str, Any]) -> list[Finding]:
+    """Look at the server, the key and the folder that the options name."""
+    from unified_tracker.backends import _wandb_check  # HTTP and SSL: not for a training
+
+    settings = _settings_files(Path(options.get("dir") or Path.cwd()))
+    base_url = options.get("base_url") or settings.get("base_url")
+    return _wandb_check.diagnose(options, base_url or f"https://{HOSTS[0]}", has_key=_has_key(base_url, settings))
+
+
+def going_online(run_dir: Path, options: Mapping[str, Any]) -> AbstractContextManager[dict[str, Any]]:
+    """Prepare an offline run for delivery from its journal."""
+    from unified_tracker.backends import _wandb_online
+
+    settings = _settings_files(Path(options.get("dir") or Path.cwd()))
+    if not _has_key(options.get("base_url") or settings.get("base_url"), settings):
+        raise ConfigurationError("W&B takes the run only with a key: `wandb login`, or set WANDB_API_KEY")
+    return _wandb_online.going_online(run_dir, options)
+
+
 @hookimpl
 def tracker_backend() -> Backend:
     """Offer Weights & Biases."""
@@ -92,6 +112,8 @@ def tracker_backend() -> Backend:
         create=create,
         requires=("wandb",),
         install='pip install "unified-tracker[wandb]"',
+        diagnose=diagnose,
+        going_online=going_online,
     )
 
 
