@@ -27,6 +27,7 @@ from unified_tracker._errors import DeliveryError, RejectedError, TransientError
 from unified_tracker._journal import ATTEMPT_SHIFT, JournalReader
 from unified_tracker._ledger import Held, Ledger
 from unified_tracker._mask import mask_text
+from unified_tracker._retention import Retention
 from unified_tracker._rundir import LaneState, RunDirectory, write_json
 from unified_tracker._staging import changed, locate
 from unified_tracker._tracker import Tracker
@@ -117,6 +118,7 @@ class Lane:
             notes=self._before.notes if self._before else (),
             lost=self._held.missing,
         )
+        self._retention = Retention(directory)
         self._backoff = backoff or Backoff()
         self._told = 0.0
         self._file_bytes = 0
@@ -132,7 +134,7 @@ class Lane:
             return DONE
         if getattr(self._tracker, "rebuilds", False):  # a stranger's tracker may not know the attribute
             self._held = self._read = Held()
-            self._state = msgspec.structs.replace(self._state, records=0)
+            self._state = msgspec.structs.replace(self._state, records=0, rebuilds=True)
         self._reader = JournalReader(self._directory.journal, self._held.position)
         self._publish()
         try:
@@ -193,6 +195,7 @@ class Lane:
             self._send(lambda batch: self._tracker.log_media(batch[0], file), [entry], files=(record.file,))
         elif isinstance(record, Artifact):
             self._send(lambda batch: self._log_artifact(batch[0], record), [entry], files=record.files)
+        self._retention.delivered(entry)
 
     def _log_artifact(self, entry: Entry, record: Artifact) -> None:
         files = {}
@@ -371,6 +374,7 @@ class Lane:
         notes = self._state.notes
         said = [note for note in getattr(self._tracker, "notes", ()) if note not in notes]
         self._publish(notes=(*notes, *said)[:NOTES], read=self._read.sequence, records=self._read.records, lost=missing)
+        self._retention.release()
 
     # ---- the end -----------------------------------------------------------------------------------------------
 
@@ -395,6 +399,8 @@ class Lane:
             self._held = self._sent[-1]
             self._ledger.set_held(self._held)
         self._publish(held=self._held.sequence, done=True, error=None)
+        self._retention.release()
+        self._retention.sweep()
 
     def _set_own_tags(self, tags: dict[str, str], ts: int = 0) -> None:
         entry = Entry(self._read.sequence, Tags(ts or int(time.time() * 1000), tags), self._read.position)
