@@ -88,7 +88,7 @@ def old_server(session: nox.Session) -> None:
     """The fault tests with today's client and the oldest MLflow server that is supported."""
     session.install(*OLD_SERVER)
     python = reference(session)
-    server = {"UNIFIED_TRACKER_MLFLOW_PYTHON": str(Path(session.bin) / "python")}
+    server = {"FAULTS_MLFLOW_PYTHON": str(Path(session.bin) / "python")}
     session.run(python, "-m", "pytest", *(session.posargs or ["tests/faults"]), env=server, external=True)
 
 
@@ -96,9 +96,8 @@ def old_server(session: nox.Session) -> None:
 def faults(session: nox.Session) -> None:
     """The fault tests with many seeds and kills: an hour. Arguments go to pytest."""
     python = reference(session)
-    counts = {"SEEDS": "10", "ROWS": "30000", "KILLS": "30"}
-    many = {f"UNIFIED_TRACKER_FAULT_{name}": count for name, count in counts.items()}
-    many = {**many, "UNIFIED_TRACKER_KILL_ROUNDS": "20", **os.environ}
+    counts = {"SEEDS": "10", "ROWS": "30000", "KILLS": "30", "ROUNDS": "20"}
+    many = {**{f"FAULTS_{name}": count for name, count in counts.items()}, **os.environ}
     session.run(
         python, "-m", "pytest", "--timeout=3600", *(session.posargs or ["tests/faults"]), env=many, external=True
     )

@@ -24,7 +24,7 @@ from unified_tracker.records import Finished, Record, Started
 from unified_tracker.testing import run_info
 
 # Python of an environment whose MLflow runs the server; default: the one that runs the tests.
-SERVER_PYTHON = os.environ.get("UNIFIED_TRACKER_MLFLOW_PYTHON", sys.executable)
+SERVER_PYTHON = os.environ.get("FAULTS_MLFLOW_PYTHON", sys.executable)
 WAIT_S = 120.0
 IMPATIENT = {"MLFLOW_HTTP_REQUEST_TIMEOUT": "5", "UNIFIED_TRACKER_RETRY_CAP_S": "1"}
 

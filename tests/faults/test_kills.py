@@ -33,7 +33,7 @@ from tests.faults.proxy import FaultProxy
 from unified_tracker._journal import segments
 from unified_tracker.records import Metrics
 
-ROUNDS = range(int(os.environ.get("UNIFIED_TRACKER_KILL_ROUNDS", "1")))
+ROUNDS = range(int(os.environ.get("FAULTS_ROUNDS", "1")))
 
 
 class Training:

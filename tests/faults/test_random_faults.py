@@ -21,9 +21,9 @@ from tests.faults.exactness import row as stored_row
 from tests.faults.proxy import FaultProxy
 from unified_tracker.records import Metrics, Record, Tags
 
-SEEDS = range(int(os.environ.get("UNIFIED_TRACKER_FAULT_SEEDS", "1")))
-ROWS = int(os.environ.get("UNIFIED_TRACKER_FAULT_ROWS", "3000"))
-KILLS = int(os.environ.get("UNIFIED_TRACKER_FAULT_KILLS", "4"))
+SEEDS = range(int(os.environ.get("FAULTS_SEEDS", "1")))
+ROWS = int(os.environ.get("FAULTS_ROWS", "3000"))
+KILLS = int(os.environ.get("FAULTS_KILLS", "4"))
 REFUSED_TS = -5  # MLflow takes no moment before 1970: the whole request that holds one is refused
 
 

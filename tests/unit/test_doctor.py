@@ -181,6 +181,13 @@ def test_an_old_server_is_warned_about(server: Server) -> None:
     assert of(mlflow(server.uri), "mlflow server")[0][0] == "warning"
 
 
+def test_a_web_server_that_is_no_mlflow_server_is_an_error(server: Server) -> None:
+    server.answers.clear()
+    findings = mlflow(server.uri)
+    assert [finding.level for finding in findings] == ["warning", "error"]
+    assert "MLFLOW_TRACKING_URI" in findings[1].remedy
+
+
 @pytest.mark.parametrize("ahead_s", [-3600.0, 3600.0])
 def test_a_clock_that_differs_from_the_server_s_is_warned_about(server: Server, ahead_s: float) -> None:
     server.ahead_s = ahead_s

@@ -289,12 +289,12 @@ def _undelivered(folder: Path) -> Iterator[Finding]:
     waiting = [each for each in reports if each.outcome == Outcome.PENDING.name.lower()]
     ended = [each for each in waiting if each.training != "recording"]
     if going_on := len(waiting) - len(ended):
-        yield Finding("runs", "ok", f"{going_on} of them being recorded")
+        yield Finding("runs", "ok", f"{going_on} being recorded")
     if ended:
-        yield Finding("runs", "warning", f"{len(ended)} of them ended, but not delivered", "unified-tracker sync --all")
+        yield Finding("runs", "warning", f"{len(ended)} ended, and not delivered", "unified-tracker sync --all")
     refused = sum(lane.set_aside for each in reports for lane in each.backends)
     if refused:
-        yield Finding("runs", "warning", f"{refused} records were refused", "unified-tracker runs --all --verbose")
+        yield Finding("runs", "warning", f"{refused} records were refused", "unified-tracker runs --verbose says which and why")
     if not ended and not refused:
         yield Finding("runs", "ok", "everything that has ended is delivered")
     try:

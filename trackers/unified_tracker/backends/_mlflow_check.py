@@ -20,6 +20,7 @@ from unified_tracker._tracker import Finding, Level
 OLDEST: Final = (2, 16)  # the oldest server that is tested
 PORTS: Final = {"postgresql": 5432, "mysql": 3306, "mssql": 1433}
 SEARCH: Final = "/api/2.0/mlflow/experiments/search?max_results=1"
+WRONG_URI: Final = "MLFLOW_TRACKING_URI must name an MLflow server, with the path that a proxy puts before it"
 SIGNERS: Final = ("MLFLOW_TRACKING_AUTH", "MLFLOW_TRACKING_AWS_SIGV4")
 
 
@@ -58,8 +59,7 @@ def _version(uri: str, health: Answer, context: ssl.SSLContext) -> Finding:
     answer = ask(f"{uri}/version", context=context)
     known = re.match(r"(\d+)\.(\d+)", answer.text) if answer.status == 200 else None
     if health.status != 200 and known is None:
-        remedy = "MLFLOW_TRACKING_URI must name an MLflow server, with the path that a proxy puts before it"
-        return Finding("mlflow server", "warning", f"{uri}/health answers HTTP {health.status}", remedy)
+        return Finding("mlflow server", "warning", f"{uri}/health answers HTTP {health.status}", WRONG_URI)
     if known is None:
         return Finding("mlflow server", "ok", f"{uri} answers; it does not tell its version")
     text = f"{uri} answers, version {answer.text[:20]}"
@@ -84,6 +84,8 @@ def _access(uri: str, context: ssl.SSLContext) -> Finding:
     if answer.status in {401, 403}:
         remedy = "set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN"
         return Finding("mlflow access", "error", f"{given}; the server refuses (HTTP {answer.status})", remedy)
+    if answer.status == 404:
+        return Finding("mlflow access", "error", f"{uri} knows no experiments (HTTP 404)", WRONG_URI)
     said = f"answers HTTP {answer.status}" if answer.status else f"does not answer: {answer.trouble}"
     return Finding("mlflow access", "warning", f"{given}; a search for experiments {said}", "look at the server's log")
 

@@ -39,7 +39,8 @@ def _server(base_url: str) -> list[Finding]:
         remedy = "try again later: what a training records meanwhile waits, and is delivered"
         findings = [Finding("wandb server", "warning", f"{base_url} answers HTTP {answer.status}", remedy)]
     else:
-        findings = [Finding("wandb server", "ok", f"{base_url} answers")]
+        said = "" if answer.status == 200 else f", HTTP {answer.status} to /healthz"
+        findings = [Finding("wandb server", "ok", f"{base_url} answers{said}")]
     if answer.clock:
         findings.append(Finding("clock", "warning", answer.clock, "set this machine's clock (NTP)"))
     return findings
