@@ -294,7 +294,8 @@ def _undelivered(folder: Path) -> Iterator[Finding]:
         yield Finding("runs", "warning", f"{len(ended)} ended, and not delivered", "unified-tracker sync --all")
     refused = sum(lane.set_aside for each in reports for lane in each.backends)
     if refused:
-        yield Finding("runs", "warning", f"{refused} records were refused", "unified-tracker runs --verbose says which and why")
+        remedy = "unified-tracker runs --verbose says which and why"
+        yield Finding("runs", "warning", f"{refused} records were refused", remedy)
     if not ended and not refused:
         yield Finding("runs", "ok", "everything that has ended is delivered")
     try:
