@@ -71,6 +71,7 @@ class MlflowTracker:
         self._all_params: dict[str, Any] | None = None
         self._nonfinite: dict[str, set[str]] = defaultdict(set)
         self._last_row: Metric | None = None
+        self._stored: dict[str, set[tuple[str, int, int, float | None]]] = {}
         self._held = 0
         self._artifacts = MlflowArtifacts(self._client, run_dir)
         self._own_id = self._run_id = ""
@@ -291,6 +292,7 @@ class MlflowTracker:
             if "IntegrityError" not in str(error):
                 raise
             missing = self._not_stored(rows)
+            self._stored = {}  # from here on too old
             if len(missing) == len(rows):
                 raise
             if missing:
@@ -307,12 +309,10 @@ class MlflowTracker:
         return self._last_row
 
     def _not_stored(self, rows: Sequence[Metric]) -> list[Metric]:
-        stored = {
-            _identity(row)
-            for key in {row.key for row in rows}
-            for row in self._client.get_metric_history(self._run_id, key)
-        }
-        return [row for row in rows if _identity(row) not in stored]
+        """Rows that the run does not have. What has been read is kept until then: some hundred requests may fail."""
+        for key in {row.key for row in rows} - set(self._stored):
+            self._stored[key] = {_identity(row) for row in self._client.get_metric_history(self._run_id, key)}
+        return [row for row in rows if _identity(row) not in self._stored[row.key]]
 
     def _deleted(self) -> str:
         return (
