@@ -161,9 +161,11 @@ def test_steps_count_up_where_none_is_given(recording: Path) -> None:
     assert [record.step for record in records(run) if isinstance(record, Metrics)] == [0, 1, 10, 10]
 
 
-def test_secrets_never_reach_the_run_directory(recording: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("scheme", ["https", "postgresql"])
+def test_secrets_never_reach_the_run_directory(recording: Path, monkeypatch: pytest.MonkeyPatch, scheme: str) -> None:
     secret = "hunter2hunter2"
-    options = {"mlflow": {"tracking_uri": f"https://me:{secret}@tracking.example:5000"}}
+    uri = f"{scheme}://me:{secret}@tracking.example:5000"
+    options = {"mlflow": {"tracking_uri": uri}}
     monkeypatch.setattr(sys, "argv", ["train.py", f"--api-key={secret}"])
     run = ut.start_run("mlflow", options=options, config={"db": {"password": secret}}, tags={"token": secret})
     run.set_tags({"api_key": secret})
@@ -171,7 +173,10 @@ def test_secrets_never_reach_the_run_directory(recording: Path, monkeypatch: pyt
     assert run.dir is not None
     for path in run.dir.rglob("*"):
         assert not path.is_file() or secret.encode() not in path.read_bytes(), path
-    assert run.info.backends["mlflow"]["tracking_uri"] == "https://tracking.example:5000"
+    user = "" if scheme == "https" else "me@"
+    assert run.info.backends["mlflow"]["tracking_uri"] == f"{scheme}://{user}tracking.example:5000"
+    assert run._uploader is not None
+    assert secret in "".join(run._uploader._secrets.values())
 
 
 def test_a_rotated_checkpoint_keeps_its_bytes_and_a_rewritten_one_is_copied(recording: Path) -> None:

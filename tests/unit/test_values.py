@@ -20,6 +20,7 @@ from unified_tracker._mask import (
     mask_source,
     mask_text,
     split_userinfo,
+    whole_uri,
 )
 from unified_tracker._naming import Renamer, path_like
 from unified_tracker._values import flatten, number, plain, step_number
@@ -242,3 +243,16 @@ def test_a_credential_of_the_environment_is_masked_wherever_its_value_stands(mon
 def test_userinfo_leaves_the_uri() -> None:
     assert split_userinfo("https://u:p@h:5000/x") == ("https://h:5000/x", "u", "p")
     assert split_userinfo("sqlite:////tmp/a@b.db") == ("sqlite:////tmp/a@b.db", None, None)
+    assert split_userinfo("postgresql+x://u:p@h:5/db") == ("postgresql+x://u@h:5/db", "u", "p")
+    assert split_userinfo("postgresql://u@h/db") == ("postgresql://u@h/db", None, None)
+
+
+def test_a_database_gets_its_password_from_where_it_is_not_written_down(monkeypatch: pytest.MonkeyPatch) -> None:
+    written, whole = "postgresql://u@h/db", "postgresql://u:hunter2hunter2@h/db"
+    assert whole_uri("mlflow", "tracking_uri", written, "MLFLOW_TRACKING_URI") == written
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", whole)
+    assert whole_uri("mlflow", "tracking_uri", written, "MLFLOW_TRACKING_URI") == whole
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", whole.replace("@h", "@elsewhere"))
+    assert whole_uri("mlflow", "tracking_uri", written, "MLFLOW_TRACKING_URI") == written
+    monkeypatch.setenv("UNIFIED_TRACKER_MLFLOW_TRACKING_URI", whole)
+    assert whole_uri("mlflow", "tracking_uri", written, "MLFLOW_TRACKING_URI") == whole

@@ -116,9 +116,30 @@ def is_secret_name(key: str) -> bool:
 
 
 def split_userinfo(uri: str) -> tuple[str, str | None, str | None]:
-    """A URI without its user and password, and these two."""
+    """A URI as it may be written down, and the user and password that were in it.
+
+    Of http both leave the URI, since clients take them from the environment; of a database the user stays.
+    """
     parts = urlsplit(uri)
-    if "@" not in parts.netloc or parts.scheme not in {"http", "https"}:
+    if "@" not in parts.netloc:
         return uri, None, None
     host = parts.netloc.rpartition("@")[2]
+    if parts.scheme not in {"http", "https"}:
+        if parts.password is None:
+            return uri, None, None
+        host = f"{parts.username}@{host}"
     return urlunsplit(parts._replace(netloc=host)), parts.username, parts.password
+
+
+def whole_uri_variable(backend: str, option: str) -> str:
+    """The variable in which the uploader is handed the URI of an option that has a password in it."""
+    return f"UNIFIED_TRACKER_{backend}_{option}".upper()
+
+
+def whole_uri(backend: str, option: str, written: str, *variables: str) -> str:
+    """The URI with its password again: as the training hands it over, or from one of the user's own variables."""
+    for variable in (whole_uri_variable(backend, option), *variables):
+        uri = os.environ.get(variable, "")
+        if uri and split_userinfo(uri)[0] == written:
+            return uri
+    return written

@@ -19,7 +19,14 @@ from unified_tracker._environment import Environment, process_rank
 from unified_tracker._errors import ConfigurationError
 from unified_tracker._journal import Journal, now_ms
 from unified_tracker._launcher import UploaderProcess
-from unified_tracker._mask import learn_variables, mask, mask_command, mask_text, split_userinfo
+from unified_tracker._mask import (
+    learn_variables,
+    mask,
+    mask_command,
+    mask_text,
+    split_userinfo,
+    whole_uri_variable,
+)
 from unified_tracker._run import OnError, Run
 from unified_tracker._rundir import PARENT, RunDirectory, find_runs, new_run_id
 from unified_tracker._tracker import RunInfo
@@ -239,11 +246,14 @@ def checked_backends(
         _plugins.require(backend)
         own = backend.check(dict(options.get(name, {})))
         for key, value in own.items():
-            if isinstance(value, str):
-                own[key], user, password = split_userinfo(value)
-                if user is not None:
-                    secrets[f"{name.upper()}_TRACKING_USERNAME"] = user
-                    secrets[f"{name.upper()}_TRACKING_PASSWORD"] = password or ""
+            if not isinstance(value, str):
+                continue
+            own[key], user, password = split_userinfo(value)
+            if user is not None and value.startswith("http"):
+                secrets[f"{name.upper()}_TRACKING_USERNAME"] = user
+                secrets[f"{name.upper()}_TRACKING_PASSWORD"] = password or ""
+            elif password is not None:  # of a database: there is no variable for it alone
+                secrets[whole_uri_variable(name, key)] = value
         checked[name] = own
     return checked, secrets
 

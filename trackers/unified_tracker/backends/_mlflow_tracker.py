@@ -12,6 +12,7 @@ from typing import Any, Final
 import msgspec
 
 from unified_tracker._errors import TransientError
+from unified_tracker._mask import whole_uri
 from unified_tracker._naming import Renamer, path_like
 from unified_tracker._rundir import RunDirectory
 from unified_tracker._tracker import Address, RunInfo
@@ -64,7 +65,8 @@ class MlflowTracker:
         self._options = options
         self._run_dir = run_dir
         self._uri: str = options["tracking_uri"]
-        self._client = mlflow.MlflowClient(tracking_uri=self._uri)
+        whole = whole_uri("mlflow", "tracking_uri", self._uri, "MLFLOW_TRACKING_URI")
+        self._client = mlflow.MlflowClient(tracking_uri=whole)
         self._names = Renamer(path_like, NAME_LIMIT - len(NAME_TAG))  # its tag must fit too
         self._published_names: set[str] = set()
         self._params: dict[str, str] = {}
