@@ -18,7 +18,7 @@ libFuzzer watches memory (256 MiB) and time (10 s an input).
 
 from __future__ import annotations
 
-import atexit
+import os
 import shutil
 import sys
 import tempfile
@@ -248,6 +248,12 @@ ORIGINALS = originals()
 if __name__ == "__main__":
     given = sys.argv[1:]
     defaults = [limit for limit in LIMITS if not any(one.startswith(limit.partition("=")[0]) for one in given)]
-    atheris.Setup([sys.argv[0], *defaults, *given], one_input)
-    atexit.register(shutil.rmtree, ROOT, ignore_errors=True)
-    atheris.Fuzz()
+    child = os.fork()  # libFuzzer ends its process without a chance to clear up
+    if child == 0:
+        atheris.Setup([sys.argv[0], *defaults, *given], one_input)
+        atheris.Fuzz()
+    try:
+        code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    finally:
+        shutil.rmtree(ROOT, ignore_errors=True)
+    sys.exit(code)
