@@ -198,6 +198,27 @@ def test_a_rotated_checkpoint_keeps_its_bytes_and_a_rewritten_one_is_copied(reco
     assert {artifact.name for artifact in artifacts} == {f"run-{run.id}-model"}
 
 
+@pytest.mark.parametrize(
+    ("name", "copied"),
+    [
+        ("model_best.pth", True),
+        ("model_final.pth", True),
+        ("last.pth", True),
+        ("best.ckpt.tar", True),
+        ("best_coco_bbox_mAP_epoch_12.pth", False),
+        ("model_0000099.pth", False),
+        ("epoch_3.pth", False),
+    ],
+)
+def test_only_what_is_written_over_in_place_is_copied(recording: Path, name: str, copied: bool) -> None:
+    (recording / name).write_bytes(b"weights")
+    with ut.start_run("mlflow") as run:
+        run.log_checkpoint(recording / name, step=1)
+    assert run.dir is not None
+    (staged,) = (run.dir / "files").iterdir()
+    assert (staged.stat().st_nlink == 1) == copied
+
+
 def test_a_run_goes_on_under_its_id(recording: Path) -> None:
     with ut.start_run("mlflow", project="p", name="n") as first:
         first.log_metrics({"x": 1.0}, step=1)

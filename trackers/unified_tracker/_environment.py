@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import platform
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import msgspec
 
 from unified_tracker._mask import mask_command, mask_text
 
-PACKAGES = ("torch", "torchvision", "detectron2", "mmdet", "mmengine", "mmcv", "numpy", "unified-tracker")
+GIT_S: Final = 1.0
+GIT_CHANGES_S: Final = 0.1
+PACKAGES: Final = ("torch", "torchvision", "detectron2", "mmdet", "mmengine", "mmcv", "numpy", "unified-tracker")
 
 
 def process_rank() -> int:
@@ -109,24 +112,42 @@ def _cuda() -> dict[str, Any]:
 
 
 def _git(folder: Path) -> dict[str, str]:
-    def ask(*arguments: str) -> str:
-        done = subprocess.run(
-            ["git", *arguments],  # noqa: S607 -- the user's own git, wherever it is
-            cwd=folder,
-            capture_output=True,
-            text=True,
-            timeout=2,
-            check=True,
-        )
-        return done.stdout.strip()
+    """Commit, branch, remote, and whether files differ from the commit.
 
+    Three processes side by side. The first two take milliseconds in a repository of any size; looking for changes takes
+    as long as there are files, and is given up after `GIT_CHANGES_S`: `dirty` is then left out.
+    """
+
+    def ask(*arguments: str) -> subprocess.Popen[str]:
+        return subprocess.Popen(
+            ["git", "--no-optional-locks", *arguments],  # noqa: S607 -- the user's own git, wherever it is
+            cwd=folder,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+        )
+
+    asked: list[subprocess.Popen[str]] = []
     try:
-        facts = {"commit": ask("rev-parse", "HEAD"), "branch": ask("rev-parse", "--abbrev-ref", "HEAD")}
-        facts["dirty"] = str(bool(ask("status", "--porcelain", "--untracked-files=no"))).lower()
-        remote = ask("config", "--default", "", "--get", "remote.origin.url")
-    except (OSError, subprocess.SubprocessError):
+        asked.append(head := ask("rev-parse", "HEAD", "--abbrev-ref", "HEAD"))
+        asked.append(config := ask("config", "--get", "remote.origin.url"))
+        asked.append(changes := ask("diff", "--quiet", "--no-ext-diff", "HEAD"))
+        lines = head.communicate(timeout=GIT_S)[0].split()
+        if head.returncode or len(lines) != 2:
+            return {}
+        facts = {"commit": lines[0], "branch": lines[1]}
+        if remote := config.communicate(timeout=GIT_S)[0].strip():
+            facts["remote"] = mask_text(remote)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            facts["dirty"] = str(changes.wait(GIT_CHANGES_S) == 1).lower()
+        return facts
+    except (OSError, subprocess.SubprocessError, ValueError):
         return {}
-    return {**facts, "remote": mask_text(remote)} if remote else facts
+    finally:
+        for process in asked:
+            process.kill()
+            process.communicate()
 
 
 def _user() -> str:

@@ -34,17 +34,22 @@ def installed() -> dict[str, list[EntryPoint]]:
     return found
 
 
-def load(name: str) -> Backend:
+def load(name: str, among: dict[str, list[EntryPoint]] | None = None) -> Backend:
     """Import the plugin that offers a backend.
+
+    Args:
+        name: The backend's name.
+        among: What `installed` has returned, for callers that load several: looking takes 15 ms.
 
     Raises:
         BackendNotFoundError: No distribution offers it.
         PluginError: The plugin does not import, offers the name twice, misspells a hook or returns something else.
     """
-    candidates = installed().get(name, [])
+    points = installed() if among is None else among
+    candidates = points.get(name, [])
     if not candidates:
-        missing = {known: command for known, command in KNOWN.items() if known not in installed()}
-        raise BackendNotFoundError(name, list(installed()), missing)
+        missing = {known: command for known, command in KNOWN.items() if known not in points}
+        raise BackendNotFoundError(name, list(points), missing)
     if len(candidates) > 1:
         owners = " and ".join(sorted(_origin(point) for point in candidates))
         raise PluginError(f"tracker backend {name!r} is offered by {owners}: uninstall one of them")

@@ -31,7 +31,7 @@ from unified_tracker.records import Artifact, Finished, Media, Number, Params, R
 OnError = Literal["warn", "raise"]
 P = ParamSpec("P")
 
-REWRITTEN: Final = re.compile(r"(model_best|model_final|last|latest|best).*", re.IGNORECASE)
+REWRITTEN: Final = re.compile(r"(model_best|model_final|last|latest|best)(\.\w+)*", re.IGNORECASE)
 PULSE_S: Final = 2.0
 WARNINGS: Final = 100  # kinds of them, over the life of a run
 KILL_CODES: Final = frozenset({130, 137, 143})  # 128 + SIGINT, SIGKILL, SIGTERM

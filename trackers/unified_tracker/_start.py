@@ -236,12 +236,11 @@ def checked_backends(
 
     checked: dict[str, dict[str, Any]] = {}
     secrets: dict[str, str] = {}
-    backends = {name: _plugins.load(name) for name in names}
+    installed = _plugins.installed()
+    backends = {name: _plugins.load(name, installed) for name in names}
     for name in options:
-        if name not in backends and name not in _plugins.installed():
-            raise ConfigurationError(
-                f"options for {name!r}, which is no installed backend: {', '.join(_plugins.installed())}"
-            )
+        if name not in installed:
+            raise ConfigurationError(f"options for {name!r}, which is no installed backend: {', '.join(installed)}")
     for name, backend in backends.items():
         _plugins.require(backend)
         own = backend.check(dict(options.get(name, {})))
