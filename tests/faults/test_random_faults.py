@@ -33,7 +33,7 @@ def rows(seed: int) -> tuple[list[Record], Counter[Row]]:
     records: list[Record] = []
     count = step = 0
     while count < ROWS:
-        values = {f"m{dice.randrange(40)}": _value(dice) for _ in range(dice.randrange(1, 12))}
+        values = {f"m{dice.randrange(16)}": _value(dice) for _ in range(dice.randrange(1, 16))}
         step = dice.choice([step + 1, step + 1, step + 1, step, max(step - 3, 0)])
         records.append(Metrics(1_700_000_000_000 + len(records), step, values))
         count += len(values)

@@ -50,6 +50,7 @@ NAME_LIMIT: Final = 250
 PARAMS_FILE: Final = "params.json"
 LARGEST: Final = 1.7976931348623157e308  # what MLflow's store makes of an infinity
 INT64: Final = range(-(2**63), 2**63)
+Identity = tuple[str, int, int, float | None]
 
 
 class MlflowTracker:
@@ -73,7 +74,9 @@ class MlflowTracker:
         self._all_params: dict[str, Any] | None = None
         self._nonfinite: dict[str, set[str]] = defaultdict(set)
         self._last_row: Metric | None = None
-        self._stored: dict[str, set[tuple[str, int, int, float | None]]] = {}
+        self._arrived: set[tuple[Identity, Identity, int]] = set()  # requests of the call that is being repeated
+        self._refused: tuple[Identity, Identity, int] | None = None
+        self._stored: dict[str, set[Identity]] = {}
         self._held = 0
         self._artifacts = MlflowArtifacts(self._client, run_dir)
         self._own_id = self._run_id = ""
@@ -127,7 +130,7 @@ class MlflowTracker:
         self._set_tags({RUN_TAG: self._own_id})
         for entry in entries:
             if isinstance(entry.record, Metrics):
-                self._log_rows([self._known_row()])
+                self._client.log_batch(self._run_id, metrics=[self._known_row()])
             elif not isinstance(entry.record, (Params, Tags)):
                 raise TransientError("nothing is known of the artifact store")
 
@@ -157,6 +160,7 @@ class MlflowTracker:
         for batch in (finite, rest):
             for start in range(0, len(batch), METRICS_A_CALL):
                 self._log_rows(batch[start : start + METRICS_A_CALL])
+        self._arrived.clear()
         if finite:
             self._last_row = finite[-1]
         self._held = entries[-1].sequence
@@ -288,30 +292,37 @@ class MlflowTracker:
 
     def _log_rows(self, rows: Sequence[Metric]) -> None:
         """One request. Servers before MLflow 3.15 refuse it for ever if it holds what they have: NaN, or 100 names."""
-        try:
-            self._client.log_batch(self._run_id, metrics=rows)
-        except mlflow.MlflowException as error:
-            if "IntegrityError" not in str(error):
-                raise
-            missing = self._not_stored(rows)
-            self._stored = {}  # from here on too old
-            if len(missing) == len(rows):
-                raise
-            if missing:
-                self._client.log_batch(self._run_id, metrics=missing)
+        mark = (_identity(rows[0]), _identity(rows[-1]), len(rows))
+        if mark in self._arrived:
+            return
+        if mark != self._refused:
+            try:
+                self._client.log_batch(self._run_id, metrics=rows)
+                self._arrived.add(mark)
+                return
+            except mlflow.MlflowException as error:
+                if "IntegrityError" not in str(error):
+                    raise
+            self._refused, self._stored = mark, {}
+        missing = self._not_stored(rows)
+        self._refused = None
+        if missing:
+            self._client.log_batch(self._run_id, metrics=missing)
+        self._arrived.add(mark)
 
     def _known_row(self) -> Metric:
         """A row that the run has."""
         if self._last_row is None:
-            for key in self._client.get_run(self._run_id).data.metrics:
+            run = self._client.get_run(self._run_id)
+            for key in [key for key, value in run.data.metrics.items() if math.isfinite(value)]:
                 self._last_row = self._client.get_metric_history(self._run_id, key)[-1]
-                break
-            else:
-                raise TransientError(f"run {self._run_id} has no metrics yet")
+                if math.isfinite(self._last_row.value):
+                    return self._last_row
+            raise TransientError(f"run {self._run_id} has no metrics yet")
         return self._last_row
 
     def _not_stored(self, rows: Sequence[Metric]) -> list[Metric]:
-        """Rows that the run does not have. What has been read is kept until then: some hundred requests may fail."""
+        """Rows that the run does not have. What has been read is kept: one of a hundred requests may fail."""
         for key in {row.key for row in rows} - set(self._stored):
             self._stored[key] = {_identity(row) for row in self._client.get_metric_history(self._run_id, key)}
         return [row for row in rows if _identity(row) not in self._stored[row.key]]
@@ -352,7 +363,7 @@ def _untouched(run: Any) -> bool:
     return run.info.status == "RUNNING" and not run.data.metrics and not run.data.params
 
 
-def _identity(row: Metric) -> tuple[str, int, int, float | None]:
+def _identity(row: Metric) -> Identity:
     """What the store takes for the same row."""
     value = None if math.isnan(row.value) else min(max(row.value, -LARGEST), LARGEST)
     return row.key, row.step, row.timestamp, value
