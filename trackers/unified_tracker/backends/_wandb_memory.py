@@ -23,7 +23,8 @@ class Memory(msgspec.Struct):
         folder: Offline: the folder that is being, or has been, written.
         complete: `folder` holds a whole run, or a whole attempt.
         kept: Offline folders of earlier attempts, which `wandb sync` had uploaded already.
-        config, changed, tags: As they were then. A tracker that starts behind that record sends them again.
+        config, changed, names, tags: What the records up to `told` had said. A tracker that is not given all of the
+            journal sends it again.
     """
 
     first_step: int | None = None
@@ -33,7 +34,9 @@ class Memory(msgspec.Struct):
     kept: list[str] = []
     config: dict[str, Any] = {}
     changed: list[list[Any]] = []
+    names: dict[str, Any] = {}
     tags: dict[str, str] = {}
+    told: int = 0
 
     @classmethod
     def read(cls, folder: Path) -> Memory:

@@ -85,8 +85,8 @@ class Receipts:
     def mark(self, sequence: int, step: int | None) -> None:
         """Everything up to this record has been sent."""
         mark = Mark(sequence, step, self._lines, self._count)
-        if self._marks and self._marks[-1][2:] == mark[2:]:
-            self._marks.pop()
+        while self._marks and (self._marks[-1].sequence == sequence or self._marks[-1][2:] == mark[2:]):
+            self._marks.pop()  # a record that is sent in parts has been sent with its last part
         self._marks.append(mark)
 
     def pending_files(self) -> set[str]:

@@ -100,11 +100,12 @@ class WandbTracker:
         self.broken: str | None = None
         self._run: Any = None
         self._metrics = Renamer(values.metric_name, 10_000)
-        self._names: dict[str, str] = {}
-        self._config: dict[str, Any] = {} if self.rebuilds else dict(self._memory.config)
-        self._changed: list[list[Any]] = [] if self.rebuilds else list(self._memory.changed)
+        self._published = 0
+        told = Memory() if self.rebuilds else self._memory
+        self._told = told.told  # parameters up to here are in the configuration
+        self._config, self._changed, self._tags = dict(told.config), list(told.changed), dict(told.tags)
+        self._names: dict[str, Any] = dict(told.names)
         self._foreign_tags: list[str] = []
-        self._tags: dict[str, str] = {} if self.rebuilds else dict(self._memory.tags)
         self._step: int | None = None
         self._server_step = 0
         self._logged: set[tuple[int, tuple[str, ...]]] = set()
@@ -126,7 +127,7 @@ class WandbTracker:
         os.environ.setdefault("WANDB_DATA_DIR", str(self._own))
         os.environ.setdefault("WANDB_CACHE_DIR", str(self._own / "cache"))
         if base_url := self._options.get("base_url"):
-            os.environ.setdefault("WANDB_BASE_URL", base_url)
+            os.environ["WANDB_BASE_URL"] = base_url
         if not self._offline:
             os.environ["WANDB_DIR"] = str(self._own)  # the public API makes empty folders there
 
@@ -173,6 +174,10 @@ class WandbTracker:
         given = str(self._options.get("tags") or "").split(",")
         self._foreign_tags = [*(self._run.tags or ()), *(tag.strip() for tag in given)]
         self._update_config({**self._config, "unified_tracker/run_id": run.id})
+        if self._changed:
+            self._update_config({"unified_tracker/changed_params": self._changed})
+        if self._names:
+            self._update_config({"unified_tracker/names": self._names})
         self._apply_tags(run.tags)
         if not self._offline:
             return Address(self._run.id, self._run.url)
@@ -225,6 +230,8 @@ class WandbTracker:
         for entry in entries:
             record = entry.record
             assert isinstance(record, Params)  # noqa: S101 -- the lane groups by kind
+            if entry.sequence <= self._told:
+                continue
             given = values.nested(record.values)
             for name, before, after in values.merge(self._config, given):
                 change = [name, before, after, record.ts]
@@ -297,12 +304,11 @@ class WandbTracker:
                 self._await_everything(ended_ms)
             wandb.teardown(exit_code=0)  # waits for the service: `finish` alone may return before the file is whole
         except Exception as error:  # the run cannot be finished a second time: it is replayed by a new process
-            self.broken = f"finishing the run failed: {type(error).__name__}"
+            self.broken = clean(f"finishing the run failed: {type(error).__name__}: {error}")
             if isinstance(error, DeliveryError):
                 raise
             raise TransientError(
-                f"W&B has not confirmed the end of the run within {FINISH_S:.0f} s ({type(error).__name__}); "
-                "everything is sent again"
+                f"W&B has not confirmed the end of the run; it is sent again ({self.broken})"
             ) from error
         self._memory.complete = self._offline
         self._remember(self._sequence, self._step)
@@ -332,6 +338,7 @@ class WandbTracker:
         if step is not None:
             memory.close_at(sequence, step)
         memory.config, memory.changed, memory.tags = self._config, self._changed, self._tags
+        memory.names, memory.told = self._names, max(self._sequence, self._told)
         memory.write(self._own)
 
     def _await_everything(self, ended_ms: int) -> None:
@@ -383,10 +390,10 @@ class WandbTracker:
     def _publish_names(self) -> None:
         """Names that had to be changed, with what they were, stand in the configuration."""
         names = {**self._metrics.changed(), **values.config_keys.changed()}
-        if len(names) > len(self._names):
-            self._names = names
-            originals = {mapped: values.plain(name) for mapped, name in names.items()}
-            self._update_config({"unified_tracker/names": originals})
+        if len(names) > self._published:
+            self._published = len(names)
+            self._names.update({mapped: values.plain(name) for mapped, name in names.items()})
+            self._update_config({"unified_tracker/names": self._names})
 
     def _apply_tags(self, tags: Mapping[str, str]) -> None:
         self._tags.update(tags)
