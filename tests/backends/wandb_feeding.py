@@ -18,7 +18,7 @@ KEY: Final = "k" * 40
 
 def clean_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     """No key, no setting and no folder of this machine; what a tracker sets is undone. Returns an empty home folder."""
-    ours = ["WANDB_DATA_DIR", "WANDB_CACHE_DIR", "WANDB_BASE_URL", "NETRC"]
+    ours = ["WANDB_DATA_DIR", "WANDB_CACHE_DIR", "WANDB_BASE_URL", "WANDB_DIR", "NETRC"]
     for name in [*(name for name in os.environ if name.startswith("WANDB_")), *ours]:
         monkeypatch.setenv(name, "")
         monkeypatch.delenv(name)

@@ -19,7 +19,7 @@ from unified_tracker._tracker import Address, Backend, Finding, RunInfo, Tracker
 from unified_tracker.hookspecs import hookimpl
 from unified_tracker.records import Entry, Status
 
-OPTIONS: Final = frozenset({"entity", "mode", "group", "job_type", "dir", "run_id"})
+OPTIONS: Final = frozenset({"entity", "mode", "group", "job_type", "dir", "run_id", "base_url"})
 MODES: Final = {
     "online": "online",
     "run": "online",
@@ -38,11 +38,12 @@ def check(options: Mapping[str, Any]) -> dict[str, Any]:
     * `mode`: "online", "offline" or "disabled" (nothing is recorded); default `$WANDB_MODE`, then `wandb offline`'s
       setting, else online if there is a key, else offline, which is said in one line.
     * `dir`: an offline run is written to `<dir>/wandb/offline-run-*`; default `$WANDB_DIR`, else the working folder.
+    * `base_url`: the server, if it is not the hosted service; default `$WANDB_BASE_URL`.
     * `run_id`: a W&B run to join; default `$WANDB_RUN_ID`, else a run of our own. A run that is active in this process
       can be written by this process alone: ours becomes its neighbour in the same group, which is said in one line.
 
-    Beside these the result holds what the environment says about the run (`project`, `name`, `notes`, `tags`,
-    `base_url`), so that a later `sync` from another shell does the same. It holds no key.
+    Beside these the result holds what the environment says about the run (`project`, `name`, `notes`, `tags`), so that
+    a later `sync` from another shell does the same. It holds no key.
     """
     refuse_unknown(options, OPTIONS, where="options of 'wandb'")
     for key, value in options.items():
@@ -58,7 +59,7 @@ def check(options: Mapping[str, Any]) -> dict[str, Any]:
         "run_id": options.get("run_id") or os.environ.get("WANDB_RUN_ID"),
     }
     for key in ("project", "name", "notes", "tags", "base_url"):
-        if value := os.environ.get(f"WANDB_{key.upper()}"):
+        if value := options.get(key) or os.environ.get(f"WANDB_{key.upper()}"):
             checked[key] = value
     settings = _settings_files(Path(checked["dir"] or Path.cwd()))
     mode = _asked_mode(options.get("mode"), settings)

@@ -18,6 +18,8 @@ NO_KEY: Final = (
 )
 GONE: Final = frozenset({"MailboxClosedError", "HandleAbandonedError", "ServerResponseError"})  # they have moved often
 
+NO_ANSWER: Final = "WandbApiFailedError"  # the service lives, W&B does not answer; it has no public name
+
 
 class HasTrouble(Protocol):
     """A tracker that knows that its W&B run cannot be used any more, and why."""
@@ -50,7 +52,7 @@ def sorted_errors(call: Callable[Concatenate[S, P], T]) -> Callable[Concatenate[
             if type(error).__name__ in GONE or isinstance(error, (ConnectionError, wandb.errors.UsageError)):
                 self.broken = text
                 raise TransientError(f"W&B's client has stopped ({text})") from error
-            if isinstance(error, (OSError, wandb.errors.CommError)):  # time-outs are OSErrors
+            if isinstance(error, (OSError, wandb.errors.CommError)) or type(error).__name__ == NO_ANSWER:
                 raise TransientError(text) from error
             if isinstance(error, (TypeError, ValueError, OverflowError)):
                 raise RejectedError(text) from error

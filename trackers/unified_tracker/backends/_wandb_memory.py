@@ -10,6 +10,7 @@ from typing import Any, Final
 import msgspec
 
 FILE: Final = "tracker.json"
+KEPT: Final = 64
 
 
 class Memory(msgspec.Struct):
@@ -17,12 +18,13 @@ class Memory(msgspec.Struct):
 
     Attributes:
         first_step: W&B's step of our first row; above 0 only in a run that others had written to before.
-        closed: (sequence, step) for each attempt that W&B holds: the last record of it, W&B's step of the next row.
-            Keyed by sequence, so that the rows of an attempt that is replayed get the steps that they had.
+        closed: (sequence, step): W&B holds everything up to this record, the next row has this step. Keyed by sequence,
+            so that rows that are replayed get the steps that they had; the last few, since a lane may be one behind.
         folder: Offline: the folder that is being, or has been, written.
         complete: `folder` holds a whole run, or a whole attempt.
         kept: Offline folders of earlier attempts, which `wandb sync` had uploaded already.
-        config, changed, tags: As they were when the last attempt was closed.
+        config, changed, names, tags: What the records up to `told` had said. A tracker that is not given all of the
+            journal sends it again.
     """
 
     first_step: int | None = None
@@ -32,7 +34,9 @@ class Memory(msgspec.Struct):
     kept: list[str] = []
     config: dict[str, Any] = {}
     changed: list[list[Any]] = []
+    names: dict[str, Any] = {}
     tags: dict[str, str] = {}
+    told: int = 0
 
     @classmethod
     def read(cls, folder: Path) -> Memory:
@@ -65,6 +69,10 @@ class Memory(msgspec.Struct):
             else:
                 shutil.rmtree(self.folder, ignore_errors=True)
         self.folder, self.complete = None, False
+
+    def close_at(self, sequence: int, step: int) -> None:
+        """Everything up to this record is in W&B; the next row has this step."""
+        self.closed = [*(pair for pair in self.closed if pair[0] < sequence), (sequence, step)][-KEPT:]
 
     def step_after(self, sequence: int) -> int:
         """W&B's step of the first row behind everything up to, not including, a record."""

@@ -6,8 +6,10 @@ import glob
 import html
 import logging
 import os
+import re
 import shlex
 import shutil
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any, Final, Literal
@@ -22,13 +24,16 @@ import numpy as np
 import wandb
 import wandb.util
 from PIL import Image
+from wandb.sdk.data_types.utils import val_to_json  # what `log` does with a picture or table, without logging a row
 
-from unified_tracker._errors import RejectedError, TransientError
+from unified_tracker._errors import DeliveryError, RejectedError, TransientError
+from unified_tracker._lane import Clock
 from unified_tracker._naming import Renamer
 from unified_tracker._tracker import Address, RunInfo
 from unified_tracker.backends import _wandb_values as values
-from unified_tracker.backends._wandb_errors import opening_error, sorted_errors
+from unified_tracker.backends._wandb_errors import clean, opening_error, sorted_errors
 from unified_tracker.backends._wandb_memory import Memory
+from unified_tracker.backends._wandb_receipts import ENDED, ReadBack, Receipts, Report
 from unified_tracker.records import Artifact, Entry, Media, Metrics, Params, Status, Tags
 
 FOLDER: Final = "wandb"  # in the run directory: memory, wandb's data and cache
@@ -36,6 +41,14 @@ EXIT_CODES: Final[dict[Status, int]] = {"FINISHED": 0, "FAILED": 1, "KILLED": 25
 INIT_S: Final = 30.0
 FINISH_S: Final = 300.0
 ARTIFACT_S: Final = 60
+ASK_S: Final = 15.0  # between two questions to the server: W&B's client sends rows about as often
+STALL_S: Final = 600.0  # the server answers, but nothing of what was sent arrives: W&B's client has given up silently
+REFUSED: Final = re.compile(r"returned error (400|413|422)|: input: ")  # the request is wrong, not the moment
+LAGS_S: Final = (0.0, 1.0, 3.0)  # a service may see its own rows a little late
+FILE_S: Final = 30.0
+FILE_POLL_S: Final = 0.5
+BIG: Final = 1 << 26
+FILE_AGAIN_S: Final = 600.0
 SETTINGS: Final[dict[str, Any]] = {
     "console": "off",
     "silent": True,
@@ -67,6 +80,10 @@ if hasattr(wandb.util, "pd_available"):
 class WandbTracker:
     """Weights & Biases, online or as a genuine offline run.
 
+    Online, what counts as held is what the server reports when it is asked: W&B's client drops everything after one
+    answer of 400, 404 or 409 to its stream of rows, and finishes as if nothing had happened. The server is asked at
+    most every `ASK_S`, and at the end; what is not there then is sent again by a new process.
+
     One row for each `Metrics` or `Media` record; W&B's own step counts them in the order of the journal, so that a
     replay gives the same step to the same row: online, W&B then drops what it has; offline, the folder of the try that
     was cut short is removed and written anew. The training's step is the axis `trainer/step`.
@@ -77,8 +94,8 @@ class WandbTracker:
         broken: Why the W&B run cannot be used any more.
     """
 
-    def __init__(self, run: RunInfo, run_dir: Path, options: Mapping[str, Any]) -> None:
-        self._options = options
+    def __init__(self, run: RunInfo, run_dir: Path, options: Mapping[str, Any], *, clock: Clock = time) -> None:
+        self._options, self._clock = options, clock
         self._offline = options.get("mode") == "offline"
         self._own = run_dir / FOLDER
         self._memory = Memory.read(self._own)
@@ -86,16 +103,21 @@ class WandbTracker:
         self.broken: str | None = None
         self._run: Any = None
         self._metrics = Renamer(values.metric_name, 10_000)
-        self._names: dict[str, str] = {}
-        self._config: dict[str, Any] = {} if self.rebuilds else dict(self._memory.config)
-        self._changed: list[list[Any]] = [] if self.rebuilds else list(self._memory.changed)
+        self._published = 0
+        told = Memory() if self.rebuilds else self._memory
+        self._told = told.told  # parameters up to here are in the configuration
+        self._config, self._changed, self._tags = dict(told.config), list(told.changed), dict(told.tags)
+        self._names: dict[str, Any] = dict(told.names)
         self._foreign_tags: list[str] = []
-        self._tags: dict[str, str] = {} if self.rebuilds else dict(self._memory.tags)
         self._step: int | None = None
         self._server_step = 0
         self._logged: set[tuple[int, tuple[str, ...]]] = set()
         self._versions: dict[str, tuple[str, dict[str, Any], set[str]]] = {}
         self._uploading: tuple[int, Any] | None = None
+        self._saving: tuple[int, set[str], float] | None = None
+        self._server: ReadBack | None = None
+        self._receipts = Receipts(0)
+        self._ask_at = self._stalls_at = 0.0
         self._sequence = self._held = 0
         self._closed = False
         self._prepare()
@@ -108,7 +130,9 @@ class WandbTracker:
         os.environ.setdefault("WANDB_DATA_DIR", str(self._own))
         os.environ.setdefault("WANDB_CACHE_DIR", str(self._own / "cache"))
         if base_url := self._options.get("base_url"):
-            os.environ.setdefault("WANDB_BASE_URL", base_url)
+            os.environ["WANDB_BASE_URL"] = base_url
+        if not self._offline:
+            os.environ["WANDB_DIR"] = str(self._own)  # the public API makes empty folders there
 
     def open(self, run: RunInfo) -> Address:
         root = self._root(run)
@@ -141,14 +165,25 @@ class WandbTracker:
             self._memory.folder = str(Path(self._run.dir).parent)
         else:
             self._server_step = int(self._run.starting_step)  # the server has every row before this one
-            if self._memory.first_step is None:
-                self._memory.first_step = self._server_step  # another process may have written rows before us
+            if self._memory.first_step is None:  # rows that are there are another's, unless `wandb sync` brought ours
+                ours = self._memory.folder is not None or self._memory.kept
+                self._memory.first_step = 0 if ours else self._server_step
+            if not self._run.entity:
+                raise TransientError("W&B has not said whose run it is")
+            self._server = ReadBack(self._run.entity, self._run.project, self._run.id)
+            self._receipts = Receipts(self._server.report().lines)
+            self._ask_at = self._clock.monotonic() + ASK_S
+            self._stalls_at = self._clock.monotonic() + STALL_S
         self._memory.write(self._own)
         self._run.define_metric(values.AXIS)
         self._run.define_metric("*", step_metric=values.AXIS)
         given = str(self._options.get("tags") or "").split(",")
         self._foreign_tags = [*(self._run.tags or ()), *(tag.strip() for tag in given)]
         self._update_config({**self._config, "unified_tracker/run_id": run.id})
+        if self._changed:
+            self._update_config({"unified_tracker/changed_params": self._changed})
+        if self._names:
+            self._update_config({"unified_tracker/names": self._names})
         self._apply_tags(run.tags)
         if not self._offline:
             return Address(self._run.id, self._run.url)
@@ -172,7 +207,7 @@ class WandbTracker:
         self._run = None
         try:
             wandb.teardown(exit_code=1)
-        except Exception:  # noqa: BLE001 -- what is left of it must not hide why opening failed
+        except (Exception, SystemExit):  # noqa: BLE001 -- a service that has crashed would end us with its exit code
             _log.exception("wandb could not be shut down")
 
     # ---- records -----------------------------------------------------------------------------------------------
@@ -193,7 +228,7 @@ class WandbTracker:
                 self._log_row(entry, ts, step, row)
                 self._logged.add(key)
         self._logged.clear()
-        self._sequence = entries[-1].sequence
+        self._sent(entries[-1].sequence)
 
     @sorted_errors
     def log_params(self, entries: Sequence[Entry]) -> None:
@@ -201,6 +236,8 @@ class WandbTracker:
         for entry in entries:
             record = entry.record
             assert isinstance(record, Params)  # noqa: S101 -- the lane groups by kind
+            if entry.sequence <= self._told:
+                continue
             given = values.nested(record.values)
             for name, before, after in values.merge(self._config, given):
                 change = [name, before, after, record.ts]
@@ -210,7 +247,7 @@ class WandbTracker:
             touched.update({key: self._config[key] for key in given})
         self._update_config(touched)
         self._publish_names()
-        self._sequence = entries[-1].sequence
+        self._sent(entries[-1].sequence)
 
     @sorted_errors
     def set_tags(self, entries: Sequence[Entry]) -> None:
@@ -221,7 +258,7 @@ class WandbTracker:
             tags.update(record.values)
         self._apply_tags(tags)
         self._publish_names()
-        self._sequence = entries[-1].sequence
+        self._sent(entries[-1].sequence)
 
     @sorted_errors
     def log_media(self, entry: Entry, file: Path) -> None:
@@ -229,21 +266,36 @@ class WandbTracker:
         assert isinstance(record, Media)  # noqa: S101 -- the lane sorts by kind
         name = self._metrics(record.name)
         self._publish_names()
-        self._log_row(entry, record.ts, record.step, {name: _media(record, file)})
-        self._sequence = entry.sequence
+        self._log_row(entry, record.ts, record.step, {name: _media(record, file)}, files=True)
+        self._sent(entry.sequence)
 
     @sorted_errors
     def log_artifact(self, entry: Entry, files: Mapping[str, Path]) -> None:
         record = entry.record
         assert isinstance(record, Artifact)  # noqa: S101 -- the lane sorts by kind
         if record.name is None:
-            for path, source in files.items():
-                self._save_file(path, source)
+            self._save_files(entry.sequence, files)
         else:
             self._log_version(entry.sequence, record, record.name, files)
-        self._sequence = entry.sequence
+        self._sent(entry.sequence)
 
     def held(self) -> int:
+        """As the server last said; it is asked at most every `ASK_S`. Offline: 0 until the run is closed."""
+        now = self._clock.monotonic()
+        if self._server is None or self._closed or self.broken is not None or now < self._ask_at:
+            return self._held
+        try:
+            before = self._held
+            lines = self._confirm().lines
+        except Exception as error:  # noqa: BLE001 -- nothing is lost by not knowing
+            _log.warning("W&B does not say what it holds: %s", clean(f"{type(error).__name__}: {error}"))
+            self._stalls_at = now + STALL_S
+        else:
+            if self._held > before or (lines >= self._receipts.lines and not self._receipts.pending_files()):
+                self._stalls_at = now + STALL_S
+            elif now >= self._stalls_at:
+                self.broken = f"the server has {lines} of {self._receipts.lines} rows, and no more are arriving"
+        self._ask_at = self._clock.monotonic() + ASK_S
         return self._held
 
     @sorted_errors
@@ -254,25 +306,73 @@ class WandbTracker:
         self._update_config({"unified_tracker/status": status, "unified_tracker/ended_ms": ended_ms})
         try:
             self._run.finish(exit_code=EXIT_CODES[status])
+            if self._server is not None:
+                self._await_everything(ended_ms)
             wandb.teardown(exit_code=0)  # waits for the service: `finish` alone may return before the file is whole
-        except Exception as error:  # the run cannot be finished a second time: it is replayed by a new process
-            self.broken = f"finishing the run failed: {type(error).__name__}"
+        except (Exception, SystemExit) as error:  # the run cannot be finished twice: a new process replays it
+            self.broken = clean(f"finishing the run failed: {type(error).__name__}: {error}")
+            if isinstance(error, DeliveryError):
+                raise
             raise TransientError(
-                f"W&B has not confirmed the end of the run within {FINISH_S:.0f} s ({type(error).__name__}); "
-                "everything is sent again"
+                f"W&B has not confirmed the end of the run; it is sent again ({self.broken})"
             ) from error
-        memory = self._memory
-        if self._step is not None:
-            earlier = (pair for pair in memory.closed if pair[0] < self._sequence)
-            memory.closed = [*earlier, (self._sequence, self._step)]
-        memory.complete = self._offline
-        memory.config, memory.changed, memory.tags = self._config, self._changed, self._tags
-        memory.write(self._own)
+        self._memory.complete = self._offline
+        self._remember(self._sequence, self._step)
         self._held, self._closed = self._sequence, True
+
+    # ---- what the server holds ---------------------------------------------------------------------------------
+
+    def _sent(self, sequence: int) -> None:
+        self._sequence = sequence
+        if not self._offline:
+            self._receipts.mark(sequence, self._step)
+
+    def _confirm(self) -> Report:
+        """Ask the server what it holds, and move `held` accordingly."""
+        assert self._server is not None  # noqa: S101 -- online only
+        report = self._server.report()
+        if pending := self._receipts.pending_files():
+            self._receipts.files_there(self._server.sizes(pending))
+        if mark := self._receipts.reached(report.lines):
+            self._remember(mark.sequence, mark.step)
+            self._held = mark.sequence
+        return report
+
+    def _remember(self, sequence: int, step: int | None) -> None:
+        """Before a record counts as held: what a process that starts behind it must know."""
+        memory = self._memory
+        if step is not None:
+            memory.close_at(sequence, step)
+        memory.config, memory.changed, memory.tags = self._config, self._changed, self._tags
+        memory.names, memory.told = self._names, max(self._sequence, self._told)
+        memory.write(self._own)
+
+    def _await_everything(self, ended_ms: int) -> None:
+        """After `finish`: see that the server holds every row and file, the configuration, and the end.
+
+        Raises:
+            TransientError: It does not.
+        """
+        missing = ""
+        for lag in LAGS_S:
+            self._clock.sleep(lag)
+            lines, state, config = self._confirm()
+            pending = self._receipts.pending_files()
+            if lines < self._receipts.lines:
+                missing = f"{self._receipts.lines - lines} rows"
+            elif pending:
+                missing = f"{len(pending)} files, {min(pending)!r} first"
+            elif config.get("unified_tracker/ended_ms") != ended_ms:
+                missing = "the last configuration"
+            elif state not in ENDED:
+                missing = "the end of the run"
+            else:
+                return
+        raise TransientError(f"W&B's client has finished, but its server lacks {missing}: sent again by a new process")
 
     # ---- inside ------------------------------------------------------------------------------------------------
 
-    def _log_row(self, entry: Entry, ts: int, step: int | None, row: dict[str, Any]) -> None:
+    def _log_row(self, entry: Entry, ts: int, step: int | None, row: dict[str, Any], *, files: bool = False) -> None:
         if self._step is None:
             self._step = self._memory.step_after(entry.sequence)
         if step is not None:
@@ -280,6 +380,14 @@ class WandbTracker:
         row["_timestamp"] = ts / 1000
         if self._step >= self._server_step:
             self._run.log(row, step=self._step, commit=True)
+            self._receipts.row()
+        elif files:  # the server has the row, but its file may have been cut short: it goes again, under the same name
+            for name, value in row.items():
+                val_to_json(self._run, name, value, namespace=self._step)
+        if files and self._server is not None:
+            folder = Path(self._run.dir)
+            for path in folder.glob(f"media/**/*_{self._step}_*"):
+                self._receipts.file(path.relative_to(folder).as_posix(), path.stat().st_size)
         self._step += 1
 
     def _update_config(self, changed: Mapping[str, Any]) -> None:
@@ -289,10 +397,10 @@ class WandbTracker:
     def _publish_names(self) -> None:
         """Names that had to be changed, with what they were, stand in the configuration."""
         names = {**self._metrics.changed(), **values.config_keys.changed()}
-        if len(names) > len(self._names):
-            self._names = names
-            originals = {mapped: values.plain(name) for mapped, name in names.items()}
-            self._update_config({"unified_tracker/names": originals})
+        if len(names) > self._published:
+            self._published = len(names)
+            self._names.update({mapped: values.plain(name) for mapped, name in names.items()})
+            self._update_config({"unified_tracker/names": self._names})
 
     def _apply_tags(self, tags: Mapping[str, str]) -> None:
         self._tags.update(tags)
@@ -300,7 +408,29 @@ class WandbTracker:
         self._run.tags = tuple(dict.fromkeys([*words, *values.run_tags(self._tags)]))
         self._update_config({values.tag_key(key): values.plain(value) for key, value in tags.items()})
 
-    def _save_file(self, path: str, source: Path) -> None:
+    def _save_files(self, sequence: int, files: Mapping[str, Path]) -> None:
+        """Give plain files of the run to W&B; online, wait for the big ones: `finish` has a time limit."""
+        now = self._clock.monotonic()
+        if self._saving is None or self._saving[0] != sequence or now >= self._saving[2]:
+            targets = [self._save_file(path, source) for path, source in files.items()]
+            sizes = {target.relative_to(self._run.dir).as_posix(): target.stat().st_size for target in targets}
+            for name, size in sizes.items():
+                self._receipts.file(name, size)
+            big = {name for name, size in sizes.items() if size >= BIG}
+            self._saving = sequence, big, now + FILE_AGAIN_S
+        if self._server is not None:
+            self._await_files(self._server, self._saving[1])
+        self._saving = None
+
+    def _await_files(self, server: ReadBack, names: set[str]) -> None:
+        ends_at = self._clock.monotonic() + FILE_S
+        while pending := names & self._receipts.pending_files():
+            self._receipts.files_there(server.sizes(pending))
+            if self._clock.monotonic() >= ends_at:
+                raise TransientError(f"W&B is still taking file {min(pending)!r}")
+            self._clock.sleep(FILE_POLL_S)
+
+    def _save_file(self, path: str, source: Path) -> Path:
         """Copy one plain file of the run to where wandb uploads from, below its own name."""
         parts = PurePosixPath(path)
         if parts.is_absolute() or ".." in parts.parts:
@@ -316,6 +446,7 @@ class WandbTracker:
             shutil.copyfile(source, target)
         if not self._run.save(glob.escape(str(target)), base_path=glob.escape(self._run.dir), policy="now"):
             raise RejectedError(f"W&B has not taken the file {path!r}")
+        return target
 
     def _log_version(self, sequence: int, record: Artifact, name: str, files: Mapping[str, Path]) -> None:
         """Log a version, unless the latest one is the same: content, metadata and every alias."""
@@ -343,13 +474,16 @@ class WandbTracker:
         self._uploading = None
 
     def _await(self, artifact: Any, name: str) -> None:
-        """Wait until the server has an artifact. Errors that it reports are not sorted: the lane tries a few times."""
+        """Wait until the server has committed an artifact."""
         try:
             artifact.wait(timeout=ARTIFACT_S)
         except ValueError as error:
             self._uploading = None
             self._versions.pop(name, None)
-            raise wandb.Error(f"artifact {name!r}: {error}") from error
+            text = clean(f"artifact {name!r}: {error}")
+            if REFUSED.search(text):
+                raise wandb.Error(text) from error  # the lane tries a few times, then sets it aside
+            raise TransientError(text) from error
         except Exception as error:
             if "Timeout" not in type(error).__name__:
                 raise
