@@ -21,7 +21,7 @@ from typing import Any, Final
 import numpy as np
 import pytest
 
-pytest.importorskip("wandb")
+wandb = pytest.importorskip("wandb")
 
 import unified_tracker as ut
 from tests.backends.wandb_feeding import KEY, TS, Feeder, clean_environment, info
@@ -32,6 +32,8 @@ from unified_tracker._rundir import RunDirectory
 from unified_tracker.backends._wandb_tracker import ASK_S, STALL_S, WandbTracker
 from unified_tracker.records import Metrics, Params
 
+# A run that a test leaves open, as a crash does, leaves threads of W&B's client behind that complain when it is shut down.
+pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 RUN_ID: Final = "online00"
 PATIENCE_S: Final = 60.0
 
@@ -40,6 +42,8 @@ PATIENCE_S: Final = 60.0
 def server() -> Iterator[WandbServer]:
     double = WandbServer(KEY)
     yield double
+    double.heal()
+    wandb.teardown(exit_code=1)  # a run that a test has left open must not wait for a server at the end of all tests
     double.close()
 
 
@@ -49,10 +53,10 @@ def site(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, server: WandbServer) -
     clean_environment(monkeypatch, tmp_path)
     monkeypatch.setenv("WANDB_API_KEY", KEY)
     monkeypatch.setenv("WANDB_BASE_URL", server.url)
-    monkeypatch.setenv("WANDB__FILE_STREAM_TRANSMIT_INTERVAL", "0.2")
+    monkeypatch.setenv("WANDB__FILE_STREAM_TRANSMIT_INTERVAL", "1")  # whole seconds
     for what in ("FILE_STREAM", "GRAPHQL", "FILE_TRANSFER"):
-        monkeypatch.setenv(f"WANDB__{what}_RETRY_WAIT_MIN_SECONDS", "0.1")
-        monkeypatch.setenv(f"WANDB__{what}_RETRY_WAIT_MAX_SECONDS", "0.5")
+        monkeypatch.setenv(f"WANDB__{what}_RETRY_WAIT_MIN_SECONDS", "1")
+        monkeypatch.setenv(f"WANDB__{what}_RETRY_WAIT_MAX_SECONDS", "1")
     monkeypatch.setenv("UNIFIED_TRACKER_LINGER_S", "60")
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(path for path in sys.path if path))
     monkeypatch.setattr(_start.UploaderProcess, "start", lambda self: None)
@@ -113,10 +117,9 @@ def kill(process: subprocess.Popen[bytes]) -> None:
     process.wait()
 
 
-def service_of(process: subprocess.Popen[bytes] | None) -> int:
-    """The W&B service process of a lane, or of this process."""
-    parent = os.getpid() if process is None else process.pid
-    return int(subprocess.run(["pgrep", "-P", str(parent), "wandb-core"], capture_output=True, check=True).stdout)
+def service_of(process: subprocess.Popen[bytes]) -> int:
+    """The W&B service process of a lane."""
+    return int(subprocess.run(["pgrep", "-P", str(process.pid), "wandb-core"], capture_output=True, check=True).stdout)
 
 
 def until(condition: Callable[[], Any], what: str) -> None:
@@ -224,14 +227,14 @@ def test_no_credential_leaves_the_environment(server: WandbServer) -> None:
 # ---- the server ------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("status", [400, 404, 409])
-def test_rows_that_the_client_dropped_silently_are_not_acknowledged(server: WandbServer, status: int) -> None:
+def test_rows_that_the_client_dropped_silently_are_not_acknowledged(server: WandbServer) -> None:
     place = record()
-    server.fault("file_stream/rows", status)
-    assert lane(place).wait(120) == 1, said(place)
-    assert not done(place) and server.runs[RUN_ID].rows == []
-    assert "its server lacks 61 rows" in trouble(place)
-    server.heal()
+    for status in [400, 404, 409]:
+        server.fault("file_stream/rows", status)
+        assert lane(place).wait(120) == 1, said(place)
+        assert not done(place) and server.runs[RUN_ID].rows == []
+        assert "its server lacks 61 rows" in trouble(place)
+        server.heal()
     assert sync(place) == 0, said(place)
     exactly(server, place)
 
@@ -250,7 +253,7 @@ def test_errors_and_lost_answers_lose_and_double_nothing(server: WandbServer, af
 
 def test_an_artifact_that_the_server_refuses_for_a_while_is_not_set_aside(server: WandbServer) -> None:
     place = record(everything=True)
-    server.fault("gql/CommitArtifact", 503)
+    server.fault("gql/CommitArtifact", 403)
     uploading = lane(place)
     until(lambda: trouble(place), "an error is shown")
     assert not done(place) and server.committed("model") == []
@@ -313,6 +316,7 @@ def test_a_lane_killed_at_any_moment_sends_again_what_is_missing(server: WandbSe
         moment_comes = server.fault(moment, None, times=1)
         uploading = lane(place)
         until(lambda: moment_comes.hits or uploading.poll() is not None, moment)  # noqa: B023 -- called at once
+        assert moment_comes.hits, moment
         kill(uploading)
         server.heal()
     assert sync(place) == 0, said(place)
@@ -379,17 +383,18 @@ def test_held_follows_what_the_server_reports_and_a_restart_behind_it_misses_not
     clock.now += ASK_S
     assert tracker.held() == (1 << 40) + 52
     stopped = server.fault("file_stream/rows", None)
-    tracker.log_metrics([feed.metrics(50, loss=1)])
+    late = feed.metrics(50, loss=1)
+    tracker.log_metrics([late])
     until(lambda: stopped.hits, "the row is on its way")
     clock.now += ASK_S
     assert tracker.held() == (1 << 40) + 52
-    os.kill(service_of(None), signal.SIGKILL)
     server.heal()
 
+    served.config = {}  # as if it had not arrived: W&B's client sends it when it sees fit
     again = opened(tmp_path, clock)
-    again.log_metrics([feed.metrics(51, loss=2)])  # row 50 never counted as held: the lane would send it again
+    again.log_metrics([late, feed.metrics(51, loss=2)])
     again.close("FINISHED", TS)
-    assert [row["_step"] for row in served.rows] == list(range(51))
+    assert [row["_step"] for row in served.rows] == list(range(52))
     assert served.values["lr"] == 0.2
     assert [change[:3] for change in served.values["unified_tracker/changed_params"]] == [["lr", 0.1, 0.2]]
     assert set(served.values["unified_tracker/names"].values()) == {"_x"}
@@ -429,9 +434,16 @@ def test_a_stream_that_has_died_is_noticed_while_the_training_goes_on(server: Wa
 # ---- from offline to online ------------------------------------------------------------------------------------
 
 
-def test_a_run_recorded_offline_is_delivered_from_its_journal_once_it_is_online(server: WandbServer) -> None:
+@pytest.mark.parametrize("synced", [False, True], ids=["not synced", "synced by wandb"])
+def test_a_run_recorded_offline_is_delivered_from_its_journal_once_it_is_online(
+    server: WandbServer, synced: bool
+) -> None:
     place = record(everything=True, options={"wandb": {"mode": "offline"}})
     assert sync(place) == 0 and server.runs == {}
+    if synced:
+        folder = place.lane_state("wandb").address.url
+        subprocess.run([sys.executable, "-m", "wandb", "sync", folder], check=True, timeout=60)
+        assert len(server.runs[RUN_ID].rows) == 62
     run = place.info()
     run.backends["wandb"]["mode"] = "online"
     place.create(run)

@@ -6,6 +6,7 @@ import glob
 import html
 import logging
 import os
+import re
 import shlex
 import shutil
 import time
@@ -23,6 +24,7 @@ import numpy as np
 import wandb
 import wandb.util
 from PIL import Image
+from wandb.sdk.data_types.utils import val_to_json  # what `log` does with a picture or table, without logging a row
 
 from unified_tracker._errors import DeliveryError, RejectedError, TransientError
 from unified_tracker._lane import Clock
@@ -41,6 +43,7 @@ FINISH_S: Final = 300.0
 ARTIFACT_S: Final = 60
 ASK_S: Final = 15.0  # between two questions to the server: W&B's client sends rows about as often
 STALL_S: Final = 600.0  # the server answers, but nothing of what was sent arrives: W&B's client has given up silently
+REFUSED: Final = re.compile(r"returned error (400|413|422)|: input: ")  # the request is wrong, not the moment
 LAGS_S: Final = (0.0, 1.0, 3.0)  # a service may see its own rows a little late
 FILE_S: Final = 30.0
 FILE_POLL_S: Final = 0.5
@@ -162,8 +165,11 @@ class WandbTracker:
             self._memory.folder = str(Path(self._run.dir).parent)
         else:
             self._server_step = int(self._run.starting_step)  # the server has every row before this one
-            if self._memory.first_step is None:
-                self._memory.first_step = self._server_step  # another process may have written rows before us
+            if self._memory.first_step is None:  # rows that are there are another's, unless `wandb sync` brought ours
+                ours = self._memory.folder is not None or self._memory.kept
+                self._memory.first_step = 0 if ours else self._server_step
+            if not self._run.entity:
+                raise TransientError("W&B has not said whose run it is")
             self._server = ReadBack(self._run.entity, self._run.project, self._run.id)
             self._receipts = Receipts(self._server.report().lines)
             self._ask_at = self._clock.monotonic() + ASK_S
@@ -372,11 +378,12 @@ class WandbTracker:
         if step is not None:
             row[values.AXIS] = step
         row["_timestamp"] = ts / 1000
-        new = self._step >= self._server_step
-        if new or files:  # W&B drops a row that it has, but its file may have been cut short: it goes again
+        if self._step >= self._server_step:
             self._run.log(row, step=self._step, commit=True)
-        if new:
             self._receipts.row()
+        elif files:  # the server has the row, but its file may have been cut short: it goes again, under the same name
+            for name, value in row.items():
+                val_to_json(self._run, name, value, namespace=self._step)
         if files and self._server is not None:
             folder = Path(self._run.dir)
             for path in folder.glob(f"media/**/*_{self._step}_*"):
@@ -467,13 +474,16 @@ class WandbTracker:
         self._uploading = None
 
     def _await(self, artifact: Any, name: str) -> None:
-        """Wait until the server has an artifact. Errors that it reports are not sorted: the lane tries a few times."""
+        """Wait until the server has committed an artifact."""
         try:
             artifact.wait(timeout=ARTIFACT_S)
         except ValueError as error:
             self._uploading = None
             self._versions.pop(name, None)
-            raise wandb.Error(f"artifact {name!r}: {error}") from error
+            text = clean(f"artifact {name!r}: {error}")
+            if REFUSED.search(text):
+                raise wandb.Error(text) from error  # the lane tries a few times, then sets it aside
+            raise TransientError(text) from error
         except Exception as error:
             if "Timeout" not in type(error).__name__:
                 raise
