@@ -174,7 +174,7 @@ class WandbServer:
         return None
 
     def _answer(self, label: str, path: str, body: bytes) -> Any:
-        """Do what a request asks for. Returns the JSON to send, or bytes."""
+        """Do what a request asks for. Returns the JSON to send, or bytes; None if there is no such thing."""
         with self._lock:
             if label.startswith("gql/"):
                 asked = json.loads(body)
@@ -193,8 +193,10 @@ class WandbServer:
                 self.problems.append(f"unknown request {label} {path}")
             return {}
 
-    def _file_stream(self, run_id: str, asked: dict[str, Any]) -> dict[str, Any]:
-        run = self.runs[run_id]
+    def _file_stream(self, run_id: str, asked: dict[str, Any]) -> dict[str, Any] | None:
+        run = self.runs.get(run_id)
+        if run is None:
+            return None
         for name, part in (asked.get("files") or {}).items():
             if name == HISTORY:
                 first = part["offset"]
@@ -478,7 +480,8 @@ def _handler(server: WandbServer) -> type[BaseHTTPRequestHandler]:
                 server.problems.append(f"{label}: {error!r}")
                 self._send(500, b"{}", {})
                 return
-            self._send(200, answer if isinstance(answer, bytes) else json.dumps(answer).encode(), {})
+            status = 404 if answer is None else 200
+            self._send(status, answer if isinstance(answer, bytes) else json.dumps(answer).encode(), {})
 
         def _has_key(self) -> bool:
             scheme, _, given = self.headers.get("Authorization", "").partition(" ")

@@ -207,7 +207,7 @@ class WandbTracker:
         self._run = None
         try:
             wandb.teardown(exit_code=1)
-        except Exception:  # noqa: BLE001 -- what is left of it must not hide why opening failed
+        except (Exception, SystemExit):  # noqa: BLE001 -- a service that has crashed would end us with its exit code
             _log.exception("wandb could not be shut down")
 
     # ---- records -----------------------------------------------------------------------------------------------
@@ -309,7 +309,7 @@ class WandbTracker:
             if self._server is not None:
                 self._await_everything(ended_ms)
             wandb.teardown(exit_code=0)  # waits for the service: `finish` alone may return before the file is whole
-        except Exception as error:  # the run cannot be finished a second time: it is replayed by a new process
+        except (Exception, SystemExit) as error:  # the run cannot be finished twice: a new process replays it
             self.broken = clean(f"finishing the run failed: {type(error).__name__}: {error}")
             if isinstance(error, DeliveryError):
                 raise
