@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import os
+import shutil
 import signal
 import struct
 import subprocess
@@ -180,10 +181,12 @@ def test_everything_arrives_once_however_often_it_is_sent(server: WandbServer, t
     run.log_artifact(tmp_path / "m.pth")
     run.finish(timeout_s=0)
     place = RunDirectory(run.dir)
+    shutil.copytree(place.path / "files", tmp_path / "files")
     for attempt in range(3):
-        if attempt == 2:  # everything is sent again, as after the loss of the ledger
+        if attempt == 2:  # everything is sent again, as from a copy of the run directory that was made before
             for file in place.lanes.iterdir():
                 file.unlink()
+            shutil.copytree(tmp_path / "files", place.path / "files", dirs_exist_ok=True)
         assert sync(place) == 0, said(place)
         exactly(server, place)
         held = server.runs[RUN_ID]

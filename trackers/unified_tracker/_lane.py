@@ -48,6 +48,7 @@ from unified_tracker.records import (
 
 POLL_S: Final = 0.2
 TELL_S: Final = 0.5  # how often a lane that is busy writes down how far it is
+IDLE_S: Final = 15.0
 LINGER_S: Final = 600.0
 READ_BYTES: Final = 2 << 20
 VALUES_A_CALL: Final = 1000  # what MLflow takes in one request
@@ -154,6 +155,8 @@ class Lane:
                     break
                 else:
                     self._clock.sleep(POLL_S)
+                    if self._sent and self._clock.monotonic() - self._told >= IDLE_S:
+                        self._acknowledge()  # a backend that is asked now and then may hold more by now
             self._close()
         except GaveUp:
             return PENDING
@@ -191,11 +194,15 @@ class Lane:
     def _deliver_one(self, entry: Entry) -> None:
         record = entry.record
         if isinstance(record, Media):
-            file = locate(self._directory.path, record.file)
-            self._send(lambda batch: self._tracker.log_media(batch[0], file), [entry], files=(record.file,))
+            self._send(lambda batch: self._log_media(batch[0], record.file), [entry], files=(record.file,))
         elif isinstance(record, Artifact):
             self._send(lambda batch: self._log_artifact(batch[0], record), [entry], files=record.files)
         self._retention.delivered(entry)
+
+    def _log_media(self, entry: Entry, staged: StagedFile) -> None:
+        if why := changed(self._directory.path, staged):
+            raise RejectedError(why)
+        self._tracker.log_media(entry, locate(self._directory.path, staged))
 
     def _log_artifact(self, entry: Entry, record: Artifact) -> None:
         files = {}

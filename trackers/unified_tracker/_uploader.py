@@ -80,7 +80,9 @@ class LaneProcess:
     def _start(self, now: float) -> None:
         environment = {**os.environ, LIMIT_VARIABLE: str(self._limit_s)}
         try:
-            self._process = subprocess.Popen(self._arguments, stdin=subprocess.PIPE, env=environment)
+            self._process = subprocess.Popen(  # in a session of its own, to be ended with all that its SDK has started
+                self._arguments, stdin=subprocess.PIPE, env=environment, start_new_session=True
+            )
         except OSError:  # no memory, no process numbers: a busy machine
             _log.exception("lane %s cannot be started", self._backend)
             self._start_at = now + self._backoff.next_s()
@@ -91,7 +93,7 @@ class LaneProcess:
         if self._process is None or state is None or state.pid != self._process.pid or not 0 < state.call_until < now:
             return
         _log.error("lane %s hangs in a call to its backend; it is ended", self._backend)
-        self._process.kill()
+        self._kill(self._process)
         self._limit_s = min(2 * self._limit_s, LIMIT_CAP_S)  # perhaps the backend was only slow
 
     def _state(self) -> LaneState | None:
@@ -108,9 +110,16 @@ class LaneProcess:
     def end(self) -> None:
         """End it, hard: delivery can be interrupted at any point."""
         if self._process is not None:
-            self._process.kill()
+            self._kill(self._process)
             self._process.wait()
             self._let_go()
+
+    @staticmethod
+    def _kill(process: subprocess.Popen[bytes]) -> None:
+        try:
+            os.killpg(process.pid, signal.SIGKILL)
+        except ProcessLookupError:
+            process.kill()
 
 
 def deliver(directory: RunDirectory, *, linger_s: float, wait_s: float = 0.0) -> int:
