@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import urllib.request
 from collections.abc import Callable
@@ -28,8 +29,9 @@ def staged(folder: Path, name: str, content: bytes) -> StagedFile:
 def test_everything_arrives_on_this_server_also_when_first_answers_are_lost(
     proxy: FaultProxy, server: str, tmp_path: Path, uploaders: Callable
 ) -> None:
-    np.save(tmp_path / "p.npy", np.zeros((4, 5, 3), np.uint8))
-    picture = StagedFile("p", str(tmp_path / "p.npy"), 1, 1)
+    pixels = io.BytesIO()
+    np.save(pixels, np.zeros((4, 5, 3), np.uint8))
+    picture = staged(tmp_path, "p.npy", pixels.getvalue())
     records = [
         Params(1000, {"lr": 0.02, "long": "y" * 9000}),
         Metrics(1001, 1, {"loss": 0.5, "nan": float("nan"), "AR@100": 0.1}),

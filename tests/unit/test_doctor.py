@@ -123,10 +123,11 @@ def test_a_missing_client_is_an_error_where_it_is_asked_for(monkeypatch: pytest.
     assert (level, message.startswith("not asked for")) == ("ok", True)
 
 
-def test_a_wrong_configuration_is_named(folder: Path) -> None:
+def test_a_wrong_configuration_is_named(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("unified_tracker._plugins.require", lambda backend: None)  # also where no client is installed
     (folder / "tracker.yaml").write_text("tracker: mlflow\noptions: {mlflow: {tracking_url: x}}\n")
     errors = [message for level, message in of(_doctor.examine(folder), "tracker") if level == "error"]
-    assert len(errors) == 1 and ("did you mean 'tracking_uri'?" in errors[0] or "pip install" in errors[0])
+    assert len(errors) == 1 and "did you mean 'tracking_uri'?" in errors[0]
 
 
 def test_one_look_that_fails_hides_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
