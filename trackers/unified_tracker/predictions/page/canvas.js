@@ -39,6 +39,8 @@ function thingsOf(shown, evaluation, settings, index, before = null) {
   const chosen = settings.classes.size ? settings.classes : null;
   const found = truth && predicted ? fillFound(truth, predicted, settings.iou, settings.threshold, []) : null;
   const once = truth && before ? foundThen(truth, before, evaluation, settings, index) : null;
+  // Regions have no scores of their own.
+  const scored = settings.task === "instances" || predicted?.s.some((score) => score !== 1);
   const truths = [];
   const crowd = new Set(truth?.c ?? []);
   for (let i = 0; i < (truth?.l.length ?? 0); i++) {
@@ -49,28 +51,40 @@ function thingsOf(shown, evaluation, settings, index, before = null) {
     const letter = crowd.has(i) ? "i" : missed ? "m" : found ? "t" : "u";
     const later = missed ? laterScore(predicted, i, settings) : null;
     const other = found?.[i] ?? -1;
-    truths.push({ ...thing(truth, i, false), letter, found: found?.[i] >= 0, other, crowd: crowd.has(i), change, later });
+    truths.push({
+      ...thing(truth, i, false),
+      letter,
+      found: found?.[i] >= 0,
+      other,
+      crowd: crowd.has(i),
+      change,
+      later,
+    });
   }
   const predictions = [];
   for (let i = (predicted?.l.length ?? 0) - 1; i >= 0; i--) {
     if (scoreOf(predicted, i) < settings.threshold || (chosen && !chosen.has(predicted.l[i]))) continue;
     const kind = KINDS[truth ? kindOf(predicted, i, settings.iou) : UNJUDGED];
-    const other = truth ? (kind.letter === "t" ? predicted.g[settings.iou][i] : counterpart(truth, predicted, i, settings.iou)) : -1;
-    predictions.push({ ...thing(predicted, i, true), letter: kind.letter, other });
+    const other = truth
+      ? kind.letter === "t"
+        ? predicted.g[settings.iou][i]
+        : counterpart(truth, predicted, i, settings.iou)
+      : -1;
+    predictions.push({ ...thing(predicted, i, scored), predicted: true, letter: kind.letter, other });
   }
   return { truths, predictions };
 }
 
 /** @returns {Thing} */
-function thing(objects, i, predicted) {
+function thing(objects, i, scored) {
   return {
     index: i,
-    predicted,
+    predicted: false,
     letter: "u",
     found: false,
     label: objects.l[i],
-    score: predicted && objects.s.length ? objects.s[i] : null,
-    overlap: predicted && objects.o.length ? objects.o[i] : null,
+    score: scored && objects.s.length ? objects.s[i] : null,
+    overlap: objects.o.length ? objects.o[i] : null,
     box: objects.b.length ? objects.b.slice(4 * i, 4 * i + 4) : null,
     mask: objects.m[i] ?? "",
     keypoints: objects.k[i] ?? null,
@@ -89,8 +103,7 @@ function foundThen(truth, before, now, settings, index) {
 /** Score below the threshold with which a missed object is predicted after all; null if it is not. */
 function laterScore(predicted, index, settings) {
   const [matches, kinds] = [predicted.g[settings.iou] ?? [], predicted.e[settings.iou] ?? ""];
-  for (let i = 0; i < matches.length; i++)
-    if (matches[i] === index && kinds[i] === "t") return scoreOf(predicted, i);
+  for (let i = 0; i < matches.length; i++) if (matches[i] === index && kinds[i] === "t") return scoreOf(predicted, i);
   return null;
 }
 

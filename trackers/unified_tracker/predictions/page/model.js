@@ -51,6 +51,18 @@ async function readDocument() {
     Object.assign(each, { metrics: {}, classes: {}, confusion: {}, ...each });
     each.images = shown.images.map((_, index) => filled(each.images?.[index]));
   }
+  if (!shown.evaluations.length)
+    shown.evaluations.push({
+      id: "",
+      label: "no evaluation",
+      run: "",
+      split: "",
+      threshold: 0,
+      ious: [0.5],
+      metrics: {},
+      classes: {},
+      images: shown.images.map(() => null),
+    });
   return { keypoint_names: [], skeleton: [], notes: [], ...shown };
 }
 
@@ -102,8 +114,11 @@ function fillFound(truth, predicted, iou, threshold, found) {
  * @typedef {{kinds: Int32Array, truths: Int32Array, judged: Uint8Array, f1: Float64Array, errors: Int32Array,
  *   worst: Float64Array, classes: Int32Array, total: Int32Array, there: Uint8Array}} Counts
  *   `kinds`: KINDS.length an image. `judged`: truth and predictions are known. `there`: it was evaluated.
- *   `worst`: highest score of a false positive. `classes`: true positives, false positives, missed of each class.
+ *   `worst`: highest score of a false positive. `classes`: true positives, false positives, missed, and all predictions
+ *   of each class.
  */
+
+const PER_CLASS = 4;
 
 /** @returns {Counts} */
 function countAll(shown, evaluation, settings) {
@@ -116,7 +131,7 @@ function countAll(shown, evaluation, settings) {
     f1: new Float64Array(images).fill(NaN),
     errors: new Int32Array(images),
     worst: new Float64Array(images).fill(-1),
-    classes: new Int32Array(shown.classes.length * 3),
+    classes: new Int32Array(shown.classes.length * PER_CLASS),
     total: new Int32Array(KINDS.length),
   };
   const found = [];
@@ -139,17 +154,18 @@ function countImage(shown, evaluation, settings, index, counts, found) {
     if (score < settings.threshold || (chosen && !chosen.has(label))) continue;
     const kind = truth ? kindOf(predicted, i, settings.iou) : UNJUDGED;
     counts.kinds[start + kind]++;
+    counts.classes[label * PER_CLASS + 3]++;
     if (KINDS[kind].error) {
-      counts.classes[label * 3 + 1]++;
+      counts.classes[label * PER_CLASS + 1]++;
       if (score > counts.worst[index]) counts.worst[index] = score;
-    } else if (KINDS[kind].letter === "t") counts.classes[label * 3]++;
+    } else if (KINDS[kind].letter === "t") counts.classes[label * PER_CLASS]++;
   }
   if (truth) {
     fillFound(truth, predicted, settings.iou, settings.threshold, found);
     for (let i = 0; i < found.length; i++) {
       if (found[i] !== -1 || (chosen && !chosen.has(truth.l[i]))) continue;
       counts.kinds[start + MISSED]++;
-      counts.classes[truth.l[i] * 3 + 2]++;
+      counts.classes[truth.l[i] * PER_CLASS + 2]++;
     }
     const right = counts.kinds[start + KIND.get("t").index];
     for (let kind = 0; kind < KINDS.length; kind++)
@@ -298,8 +314,7 @@ function histogramOf(shown, evaluation, settings) {
     if (!predicted) continue;
     if (truth) {
       const crowd = new Set(truth.c);
-      for (let i = 0; i < truth.l.length; i++)
-        if (!crowd.has(i) && (!chosen || chosen.has(truth.l[i]))) bins.truths++;
+      for (let i = 0; i < truth.l.length; i++) if (!crowd.has(i) && (!chosen || chosen.has(truth.l[i]))) bins.truths++;
     }
     for (let i = 0; i < predicted.l.length; i++) {
       if (chosen && !chosen.has(predicted.l[i])) continue;
@@ -348,7 +363,8 @@ function arrange(shown, evaluation, settings, counts, change) {
     if (text && !shown.images[index].name.toLowerCase().includes(text)) continue;
     const start = index * KINDS.length;
     if (kinds.length && !kinds.some((kind) => counts.kinds[start + kind])) continue;
-    if (settings.classes.size && !counts.truths[index] && !KINDS.some((_, kind) => counts.kinds[start + kind])) continue;
+    if (settings.classes.size && !counts.truths[index] && !KINDS.some((_, kind) => counts.kinds[start + kind]))
+      continue;
     if (settings.change && change) {
       const by = change.errors[index];
       if (!change.both[index] || (settings.change === "fixed" ? by >= 0 : by <= 0)) continue;
@@ -370,13 +386,16 @@ function comparison(shown, sort, counts, change) {
   const f1 = (index) => (Number.isNaN(counts.f1[index]) ? 2 + (counts.there[index] ? 0 : 1) : counts.f1[index]);
   const worst = (a, b) => f1(a) - f1(b) || counts.errors[b] - counts.errors[a] || a - b;
   const byName = new Intl.Collator(undefined, { numeric: true }).compare;
-  const kinds = (index) => counts.kinds.subarray(index * KINDS.length, (index + 1) * KINDS.length).reduce((x, y) => x + y, 0);
+  const kinds = (index) =>
+    counts.kinds.subarray(index * KINDS.length, (index + 1) * KINDS.length).reduce((x, y) => x + y, 0);
   return {
     f1: worst,
     errors: (a, b) => counts.errors[b] - counts.errors[a] || worst(a, b),
     confident: (a, b) => counts.worst[b] - counts.worst[a] || worst(a, b),
-    fixed: (a, b) => (change ? change.errors[a] - change.errors[b] || change.found[b] - change.found[a] : 0) || worst(a, b),
-    broken: (a, b) => (change ? change.errors[b] - change.errors[a] || change.lost[b] - change.lost[a] : 0) || worst(a, b),
+    fixed: (a, b) =>
+      (change ? change.errors[a] - change.errors[b] || change.found[b] - change.found[a] : 0) || worst(a, b),
+    broken: (a, b) =>
+      (change ? change.errors[b] - change.errors[a] || change.lost[b] - change.lost[a] : 0) || worst(a, b),
     objects: (a, b) => counts.truths[b] - counts.truths[a] || kinds(b) - kinds(a) || a - b,
     name: (a, b) => byName(shown.images[a].name, shown.images[b].name) || a - b,
     order: (a, b) => a - b,

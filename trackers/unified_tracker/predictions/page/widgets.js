@@ -43,7 +43,8 @@ function fillChoice(select, options, value) {
     const option = element("option", { value: each.value, textContent: each.text });
     if (!each.group) select.append(option);
     else {
-      if (!groups.has(each.group)) groups.set(each.group, select.appendChild(element("optgroup", { label: each.group })));
+      if (!groups.has(each.group))
+        groups.set(each.group, select.appendChild(element("optgroup", { label: each.group })));
       groups.get(each.group).append(option);
     }
   }
@@ -52,7 +53,11 @@ function fillChoice(select, options, value) {
 
 /** A button that is on or off. */
 function toggle(text, title, pressed, onToggle, key = "") {
-  const made = element("button", { type: "button", className: "toggle", title, "aria-pressed": pressed, data: { key } }, text);
+  const made = element(
+    "button",
+    { type: "button", className: "toggle", title, "aria-pressed": pressed, data: { key } },
+    text,
+  );
   made.addEventListener("click", () => onToggle(made.getAttribute("aria-pressed") !== "true"));
   return made;
 }
@@ -69,10 +74,24 @@ function segments(label, options, value, onChange) {
       ),
     );
   group.setValue = (now) => {
-    for (const button of group.children) button.setAttribute("aria-pressed", String(button.dataset.value === String(now)));
+    for (const button of group.children)
+      button.setAttribute("aria-pressed", String(button.dataset.value === String(now)));
   };
   group.setValue(value);
   return group;
+}
+
+/** The score threshold in one line. */
+function scoreSlider(page) {
+  const range = element("input", { type: "range", min: 0, max: 1, step: 0.01, "aria-label": "score threshold" });
+  range.addEventListener("input", () => page.setThreshold(Number(range.value)));
+  const exact = element("output");
+  const made = element("label", { className: "score" }, "score ≥ ", range, exact);
+  made.setValue = (value) => {
+    range.value = String(value);
+    exact.textContent = value.toFixed(2);
+  };
+  return made;
 }
 
 function number(value, digits = 2) {
