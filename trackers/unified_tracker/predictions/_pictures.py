@@ -87,6 +87,7 @@ def picture(source: Source, width: int, height: int, side: int = SIDES[0], quali
             else:
                 image = _drafted(file, side)
             image = _as_rgb(image)
+            image.load()  # while the file is open
     else:
         image = Image.fromarray(_as_bytes(np.asarray(source)))
     image.thumbnail((side, side), Image.Resampling.BOX if max(image.size) > 4 * side else Image.Resampling.LANCZOS)
