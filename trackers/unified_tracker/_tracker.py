@@ -85,6 +85,9 @@ class Tracker(Protocol):
     again and again with `TransientError.suspect`: write something small that the backend is known to take, of the same
     kind as `entries` if there are any, and raise if it is not taken or nothing of the kind is known.
 
+    It may also have `log_predictions(entry: Entry, report: PredictionReport) -> None`, to store an evaluation of the
+    sample images in the backend's own way; without it `log_artifact` is given the page and the data as files.
+
     It may also have an attribute `notes`, a sequence of sentences: each is shown to the user once.
 
     Attributes:
