@@ -9,6 +9,7 @@ import numpy.typing as npt
 from pycocotools import mask as coco
 
 from unified_tracker.predictions import _masks
+from unified_tracker.predictions._document import ShownObjects
 from unified_tracker.predictions._sheets import Array, Objects
 
 Floats = npt.NDArray[np.float64]
@@ -60,6 +61,20 @@ class Regions:
         crowd = np.zeros(len(objects), bool) if objects.crowd is None else objects.crowd.values()[order]
         labels, with_boxes = objects.labels.values().astype(np.int64)[order], objects.boxes is not None
         return cls(order, labels, scores[order], crowd, boxes, with_boxes, masks, keypoints)
+
+    @classmethod
+    def of_shown(cls, objects: ShownObjects, chosen: list[int], height: int, width: int) -> Regions:
+        """Some of the predictions of a document, in their order."""
+        boxes = np.array([objects.b[4 * index : 4 * index + 4] for index in chosen if objects.b], np.float64)
+        keypoints = [np.asarray(objects.k[index], np.float64).reshape(-1, 3) for index in chosen if objects.k]
+        packed = Objects(
+            Array.of(np.array([objects.l[index] for index in chosen], np.int32)),
+            Array.of(boxes.reshape(-1, 4)) if objects.b else None,
+            Array.of(np.array([objects.s[index] for index in chosen], np.float64)),
+            [objects.m[index].encode() for index in chosen] if objects.m else None,
+            Array.of(np.stack(keypoints)) if keypoints else None,
+        )
+        return cls.of(packed, height, width)
 
 
 def _float(array: Array) -> Floats:
