@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from tests.unit.predicting import ellipse, prediction_sheet, random_detections, sample_sheet
+from tests.predicting import ellipse, prediction_sheet, random_detections, sample_sheet
 from unified_tracker.predictions import Detections
 from unified_tracker.predictions._analysis import show_evaluation, show_sample
 from unified_tracker.predictions._comparison import ImageChange, compare

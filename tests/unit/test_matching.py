@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.unit.predicting import (
+from tests.predicting import (
     coco_eval,
     ellipse,
     prediction_sheet,
