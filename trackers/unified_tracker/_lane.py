@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 import os
-import shutil
 import stat
 import sys
 import threading
@@ -24,6 +23,7 @@ from filelock import FileLock
 from unified_tracker import _plugins
 from unified_tracker._backoff import Backoff
 from unified_tracker._errors import DeliveryError, RejectedError, TransientError
+from unified_tracker._guard import make_private
 from unified_tracker._journal import ATTEMPT_SHIFT, JournalReader
 from unified_tracker._ledger import Held, Ledger
 from unified_tracker._mask import mask_text
@@ -200,37 +200,24 @@ class Lane:
         self._retention.delivered(entry)
 
     def _log_media(self, entry: Entry, staged: StagedFile) -> None:
-        if why := changed(self._directory.path, staged):
-            raise RejectedError(why)
+        self._refuse_if_changed(staged)
         self._tracker.log_media(entry, locate(self._directory.path, staged))
 
     def _log_artifact(self, entry: Entry, record: Artifact) -> None:
         files = {}
+        shared = []
         for staged in record.files:
-            self._make_private(locate(self._directory.path, staged))
-            if why := changed(self._directory.path, staged):
-                raise RejectedError(why)
-            files[staged.path] = locate(self._directory.path, staged)
+            path = files[staged.path] = locate(self._directory.path, staged)
+            if not make_private(path):  # usually the guard has done it; here the disk has no room
+                shared.append(staged)
+            self._refuse_if_changed(staged)
         self._tracker.log_artifact(entry, files)
+        for staged in shared:
+            self._refuse_if_changed(staged)
 
-    @staticmethod
-    def _make_private(path: Path) -> None:
-        """Turn a hard link into a file of its own: from here on nobody can write over its bytes in place."""
-        try:
-            if path.stat().st_nlink < 2:
-                return
-            copy = path.with_name(f".{path.name}.{os.getpid()}")
-            shutil.copy2(path, copy)  # keeps the modification time, by which `changed` recognises the bytes
-            before = path.stat()
-            after = copy.stat()
-            if (before.st_size, before.st_mtime_ns) == (after.st_size, after.st_mtime_ns):
-                os.replace(copy, path)
-            else:  # written over while it was copied: `changed` says so
-                copy.unlink()
-        except FileNotFoundError:
-            return
-        except OSError as error:
-            raise TransientError(f"{path} cannot be copied: {error}") from error
+    def _refuse_if_changed(self, staged: StagedFile) -> None:
+        if why := changed(self._directory.path, staged):
+            raise RejectedError(why)
 
     def _send(
         self,
@@ -398,6 +385,7 @@ class Lane:
             tags["unified_tracker.reason"] = finished.reason
         if aside:
             tags["unified_tracker.set_aside"] = str(len(aside))
+            tags["unified_tracker.set_aside_why"] = "; ".join(f"{what}: {why}" for _, what, why in aside[:NOTES])[:5000]
         if lost:
             tags["unified_tracker.lost"] = str(lost)
         self._set_own_tags(tags, ended)
