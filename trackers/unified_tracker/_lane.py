@@ -271,7 +271,8 @@ class Lane:
             tries: After how many failures that point to the records they are suspected.
             verdict: A record that is suspected is set aside afterwards, not only tried in other company.
         """
-        unsorted = suspect = 0
+        unsorted = suspect = proofs = 0
+        alone = verdict and len(batch) == 1 and not _parts(batch[0])
         since = self._clock.monotonic()
         self._backoff.reset()
         while True:
@@ -287,8 +288,10 @@ class Lane:
                 trouble = str(error)
                 asked = error.retry_after_s if isinstance(error, TransientError) else None
                 suspect = suspect + 1 if isinstance(error, TransientError) and error.suspect else 0
-                if suspect >= tries and batch and self._takes_others(batch, verdict=verdict):
-                    raise SuspectError(trouble) from error
+                if suspect >= tries and batch:
+                    proofs = proofs + 1 if self._takes_others(batch if alone else ()) else 0
+                    if proofs > alone:  # a value is tried once more: perhaps the trouble was over just now
+                        raise SuspectError(trouble) from error
             except Exception as error:
                 _log.exception("unsorted error of backend %s", self._backend)
                 unsorted += 1
@@ -307,18 +310,17 @@ class Lane:
                 raise GaveUp
             self._clock.sleep(wait_s)
 
-    def _takes_others(self, batch: Sequence[Entry], *, verdict: bool) -> bool:
+    def _takes_others(self, batch: Sequence[Entry]) -> bool:
         """True if the backend is not simply down.
 
         Before a value is set aside the backend must take something of the same kind; before a batch is only halved it
-        is enough that it takes anything.
+        is enough that it takes anything, and `batch` is empty.
         """
         canary: Callable[[Sequence[Entry]], None] | None = getattr(self._tracker, "canary", None)
         if canary is None:
             return False
-        alone = verdict and len(batch) == 1 and not _parts(batch[0])
         try:
-            canary(batch if alone else ())
+            canary(batch)
         except Exception:  # noqa: BLE001 -- whatever it is: the records are not alone in their trouble
             return False
         return True
