@@ -169,6 +169,10 @@ class TrainingSession:
             self.run.log_table(f"{split}/{task}/per_class", ["category", "AP"], rows, evaluation.step)
         self._evaluations[split, evaluation.step] = evaluation
 
+    def checkpoint_begins(self, path: Path) -> None:
+        """The framework is about to write a checkpoint, perhaps over one that has been recorded."""
+        self.run._before_rewrite(path)
+
     def checkpoint_saved(self, checkpoint: CheckpointFile) -> None:
         """Remember a checkpoint. It is recorded by `settle`, when nobody writes to the file any more."""
         if not self._log_checkpoint or checkpoint.step in self._logged_steps:

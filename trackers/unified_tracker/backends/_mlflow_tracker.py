@@ -44,6 +44,7 @@ if TYPE_CHECKING:
 RUN_TAG: Final = "unified_tracker.run_id"
 DUPLICATE_TAG: Final = "unified_tracker.duplicate_of"
 NAME_TAG: Final = "unified_tracker.name."
+CANARY: Final = "unified_tracker.canary"
 NONFINITE_TAG: Final = "unified_tracker.nonfinite."
 # MLflow's pages open an experiment as one of language models unless it says what it is.
 TRAINING_PAGES: Final = {"mlflow.experimentKind": "custom_model_development"}
@@ -133,11 +134,15 @@ class MlflowTracker:
 
     @sorted_errors
     def canary(self, entries: Sequence[Entry]) -> None:
-        """Write again what the run has already. Raises for files: a store that fails now may take them tomorrow."""
+        """Write again what the run has already. Raises for files: a store that fails now may take them tomorrow.
+
+        A run that has no metric yet gets one that says what it is: a row too many where the alternative is that
+        everything behind a value at which the server fails waits for ever.
+        """
         self._set_tags({RUN_TAG: self._own_id})
         for entry in entries:
             if isinstance(entry.record, Metrics):
-                self._client.log_batch(self._run_id, metrics=[self._known_row()])
+                self._client.log_batch(self._run_id, metrics=[self._known_row(entry.record.ts)])
             elif not isinstance(entry.record, (Params, Tags)):
                 raise TransientError("nothing is known of the artifact store")
 
@@ -323,15 +328,15 @@ class MlflowTracker:
             self._client.log_batch(self._run_id, metrics=missing)
         self._arrived.add(mark)
 
-    def _known_row(self) -> Metric:
-        """A row that the run has."""
+    def _known_row(self, ts: int) -> Metric:
+        """A row that the run has, or that nothing can be wrong with; the same one each time."""
         if self._last_row is None:
             run = self._client.get_run(self._run_id)
             for key in [key for key, value in run.data.metrics.items() if math.isfinite(value)]:
                 self._last_row = self._client.get_metric_history(self._run_id, key)[-1]
                 if math.isfinite(self._last_row.value):
                     return self._last_row
-            raise TransientError(f"run {self._run_id} has no metrics yet")
+            return Metric(CANARY, 0.0, ts, 0)
         return self._last_row
 
     def _not_stored(self, rows: Sequence[Metric]) -> list[Metric]:
