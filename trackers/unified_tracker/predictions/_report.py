@@ -26,7 +26,7 @@ import msgspec
 import numpy as np
 from filelock import FileLock
 
-from unified_tracker._errors import RejectedError
+from unified_tracker._errors import RejectedError, TrackerError
 from unified_tracker._rundir import RunDirectory
 from unified_tracker._staging import changed, locate
 from unified_tracker.predictions import _sheets
@@ -35,7 +35,7 @@ from unified_tracker.predictions._annotations import coco_annotations, image_nam
 from unified_tracker.predictions._coco_results import coco_results_json
 from unified_tracker.predictions._document import ClassRow, Document, ShownEvaluation, ShownImage
 from unified_tracker.predictions._figures import confusion_figure, curves_figure
-from unified_tracker.predictions._page import write_page
+from unified_tracker.predictions._page import read_page, write_page
 from unified_tracker.predictions._pictures import Source, fit_pictures
 from unified_tracker.predictions._sample import ImageId
 from unified_tracker.predictions._sheets import ImageSheet, PredictionSheet, SampleSheet
@@ -335,6 +335,35 @@ class PredictionReport:
     @staticmethod
     def _recorded(path: Path) -> Recorded:
         return msgspec.json.decode(path.read_bytes(), type=Recorded)
+
+
+def page_at(page: Path, iou: float, target: Path) -> Path:
+    """The page of a run directory once more, matched at another IoU threshold beside the usual ones.
+
+    Args:
+        page: `predictions/index.html` of a run directory, or the page of one evaluation in it.
+        iou: The threshold, 0 to 1.
+        target: Where to write.
+
+    Raises:
+        TrackerError: The page is not in a run directory: the sheets with masks and exact boxes are only there.
+    """
+    root = next((folder for folder in page.parents if folder.name == FOLDER), None)
+    if root is None or not list(root.glob("*.sample")):
+        raise TrackerError(f"{page} is not in a run directory: it cannot be matched again")
+    document = read_page(page)
+    for evaluation in document.evaluations:
+        recorded = msgspec.json.decode((root / evaluation.id / EVALUATION).read_bytes(), type=Recorded)
+        (sheet,) = root.glob(f"{evaluation.id.rpartition('-')[2]}*.predictions")
+        sample = _sheets.decode_sample((root / f"{recorded.sample}.sample").read_bytes())
+        predictions = _sheets.decode_predictions(sheet.read_bytes())
+        ious = tuple(dict.fromkeys((iou, *evaluation.ious)))
+        again = analyse(sample, predictions, ious).show(
+            id=evaluation.id, label=evaluation.label, run=evaluation.run, step=evaluation.step, epoch=evaluation.epoch
+        )
+        document.evaluations[document.evaluations.index(evaluation)] = again
+    write_page(document, target)
+    return target
 
 
 def _image_row(summary: ImageSummary) -> list[Any]:
