@@ -16,13 +16,12 @@ import msgspec
 import pytest
 
 import unified_tracker as ut
-from tests.faults.conftest import IMPATIENT, WAIT_S, finished, processes_of, recorded, state, sync, wait_until
+from tests.faults.conftest import IMPATIENT, WAIT_S, append, finished, processes_of, recorded, state, sync, wait_until
 from tests.faults.exactness import assert_exact, only_run
 from tests.faults.proxy import FaultProxy, Request
-from unified_tracker._journal import Journal
 from unified_tracker._rundir import RunDirectory
 from unified_tracker._staging import Staging
-from unified_tracker.records import Artifact, Metrics, Record, StagedFile
+from unified_tracker.records import Artifact, Metrics, StagedFile
 
 ROUNDS = range(int(os.environ.get("FAULTS_ROUNDS", "1")))
 NAME = "run-abcd1234-model"
@@ -161,10 +160,3 @@ def versions_or_none(server: str, run_dir: Path, folder: Path) -> list[tuple[int
     )
     assert not [item for item in items if item.path.endswith("versions.json")]
     return []
-
-
-def append(run_dir: Path, *records: Record) -> None:
-    writer = Journal(run_dir / "journal")
-    for record in records:
-        assert writer.append(record)
-    writer.close()

@@ -83,8 +83,10 @@ class MlflowTracker:
         self._arrived: set[tuple[Identity, Identity, int]] = set()  # requests of the call that is being repeated
         self._refused: tuple[Identity, Identity, int] | None = None
         self._stored: dict[str, set[Identity]] = {}
+        self._appends = whole.partition(":")[0] in {"file", whole}  # a folder: what is sent twice stands there twice
+        self._repeating = {"finite", "rest"}
         self._held = 0
-        self._artifacts = MlflowArtifacts(self._client, run_dir)
+        self._artifacts = MlflowArtifacts(self._client, run_dir, appends=self._appends)
         self._predictions = MlflowPredictions(self._client, self._artifacts)
         self._own_id = self._run_id = self._experiment_id = ""
 
@@ -169,9 +171,13 @@ class MlflowTracker:
         self._publish_names()
         self._set_tags(flags)
         # Old servers refuse a whole batch for ever when a NaN in it comes twice: NaNs travel apart.
-        for batch in (finite, rest):
+        for kind, batch in (("finite", finite), ("rest", rest)):
             for start in range(0, len(batch), METRICS_A_CALL):
-                self._log_rows(batch[start : start + METRICS_A_CALL])
+                rows = batch[start : start + METRICS_A_CALL]
+                if self._appends:
+                    self._append_rows(kind, rows)
+                else:
+                    self._log_rows(rows)
         self._arrived.clear()
         if finite:
             self._last_row = finite[-1]
@@ -327,6 +333,24 @@ class MlflowTracker:
         if missing:
             self._client.log_batch(self._run_id, metrics=missing)
         self._arrived.add(mark)
+
+    def _append_rows(self, kind: str, rows: Sequence[Metric]) -> None:
+        """One request to a store of text files: what it has already is left out, for as long as there is such.
+
+        Rows come in the order of the journal, so behind the first one that is missing everything of its kind is.
+        """
+        if kind in self._repeating:
+            rows = self._not_stored(rows)
+            if not rows:
+                return
+            self._repeating.discard(kind)
+            if not self._repeating:
+                self._stored = {}
+        try:
+            self._client.log_batch(self._run_id, metrics=rows)
+        except mlflow.MlflowException:
+            self._repeating, self._stored = {"finite", "rest"}, {}  # some of them may stand there now
+            raise
 
     def _known_row(self, ts: int) -> Metric:
         """A row that the run has, or that nothing can be wrong with; the same one each time."""
