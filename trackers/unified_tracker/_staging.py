@@ -39,6 +39,26 @@ class Staging:
             raise
         return self._staged(name, target)
 
+    def keep(self, path: str, content: bytes) -> StagedFile:
+        """Write a file that stays in the run directory after delivery.
+
+        Args:
+            path: Below the run directory, POSIX. A file that is there with the same size is taken as it is: such names
+                hold a digest of the content.
+            content: The bytes.
+        """
+        target = self._run_dir / path
+        target.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if not target.is_file() or target.stat().st_size != len(content):
+            temporary = target.with_name(f".{target.name}.{os.getpid()}")
+            try:
+                temporary.write_bytes(content)
+                temporary.replace(target)
+            except OSError:
+                temporary.unlink(missing_ok=True)
+                raise
+        return self._staged(target.name, target)
+
     def hold(self, source: Path, name: str, how: Hold) -> StagedFile:
         """Stage one file.
 

@@ -81,12 +81,16 @@ class MlflowArtifacts:
         if record.form == "array":
             self._log_image(sequence, record, name, step, np.load(file, allow_pickle=False))
         elif record.form == "table":
-            path = f"tables/{stem}.json"
-            self.write_file(path, file.read_bytes())
-            self._extend_tag(TABLES_TAG, {"path": path, "type": "table"})
+            self.log_table(stem, file.read_bytes())
         else:
             folder = "texts" if record.form == "text" else "figures"
             self.write_file(f"{folder}/{stem}{Path(record.file.path).suffix}", file.read_bytes())
+
+    def log_table(self, stem: str, content: bytes) -> None:
+        """A table (JSON: columns, data) where MLflow's table view finds it."""
+        path = f"tables/{stem}.json"
+        self.write_file(path, content)
+        self._extend_tag(TABLES_TAG, {"path": path, "type": "table"})
 
     def log_version(self, record: Artifact, files: Mapping[str, Path]) -> int:
         """A versioned artifact: `<name>/v<k>/...` with `<name>/versions.json`. Known content is not sent again."""
@@ -96,8 +100,7 @@ class MlflowArtifacts:
         found = next((version for version in versions if version.digest == digest), None)
         if found is None:
             found = Version(len(versions), digest, record.type, each, [], dict(record.metadata), record.ts)
-            for name, path in files.items():
-                self._put(f"{record.name}/v{found.version}/{name}", path)
+            self._put_tree(f"{record.name}/v{found.version}", files)
             versions.append(found)
         for alias in dict.fromkeys(("latest", *record.aliases)):
             for other in versions:
@@ -124,10 +127,7 @@ class MlflowArtifacts:
             model = self._new_model(record, digest, each, len(models))
         if str(model.status) != "READY":
             with self._folder() as folder:
-                for name, path in files.items():
-                    local = folder / name
-                    local.parent.mkdir(parents=True, exist_ok=True)
-                    _link(path, local)
+                _link_tree(files, folder)
                 self._client.log_model_artifacts(model.model_id, str(folder))
             self._client.finalize_logged_model(model.model_id, "READY")
         self._link_to_run(model.model_id, record.step or 0)
@@ -255,6 +255,12 @@ class MlflowArtifacts:
             _link(path, local)
             self._client.log_artifact(self._run_id, str(local), posixpath.dirname(name) or None)
 
+    def _put_tree(self, place: str, files: Mapping[str, Path]) -> None:
+        """Files below one folder, as many at once as the client likes."""
+        with self._folder() as folder:
+            _link_tree(files, folder)
+            self._client.log_artifacts(self._run_id, str(folder), place)
+
     def _folder(self) -> _Scratch:
         return _Scratch(self._scratch)
 
@@ -276,6 +282,13 @@ class _Scratch:
 
 def _alias_tag(alias: str) -> str:
     return ALIAS_TAG + re.sub(r"[^\w.\-]", "_", alias)
+
+
+def _link_tree(files: Mapping[str, Path], folder: Path) -> None:
+    for name, path in files.items():
+        local = folder / name
+        local.parent.mkdir(parents=True, exist_ok=True)
+        _link(path, local)
 
 
 def _link(source: Path, target: Path) -> None:

@@ -7,7 +7,7 @@ import os
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
@@ -35,6 +35,11 @@ os.environ["MLFLOW_HTTP_REQUEST_MAX_RETRIES"] = "0"
 
 import mlflow  # noqa: E402 -- reads its settings while it is imported
 from mlflow.entities import Metric, Param, RunTag, ViewType  # noqa: E402
+
+from unified_tracker.backends._mlflow_predictions import MlflowPredictions  # noqa: E402
+
+if TYPE_CHECKING:
+    from unified_tracker.predictions._report import PredictionReport
 
 RUN_TAG: Final = "unified_tracker.run_id"
 DUPLICATE_TAG: Final = "unified_tracker.duplicate_of"
@@ -79,7 +84,8 @@ class MlflowTracker:
         self._stored: dict[str, set[Identity]] = {}
         self._held = 0
         self._artifacts = MlflowArtifacts(self._client, run_dir)
-        self._own_id = self._run_id = ""
+        self._predictions = MlflowPredictions(self._client, self._artifacts)
+        self._own_id = self._run_id = self._experiment_id = ""
 
     @sorted_errors
     def open(self, run: RunInfo) -> Address:
@@ -105,6 +111,7 @@ class MlflowTracker:
         for tag, words in found.data.tags.items():
             if tag.startswith(NONFINITE_TAG):
                 self._nonfinite[tag.removeprefix(NONFINITE_TAG)].update(words.split(", "))
+        self._experiment_id = found.info.experiment_id
         self._artifacts.open(found.info.experiment_id, self._run_id, found.info.artifact_uri)
         return self._address(found.info.experiment_id)
 
@@ -219,6 +226,12 @@ class MlflowTracker:
         else:
             self._artifacts.log_version(record, files)
         self._publish_names()
+        self._held = entry.sequence
+
+    @sorted_errors
+    def log_predictions(self, entry: Entry, report: PredictionReport) -> None:
+        """Store an evaluation of the sample images."""
+        self._predictions.log(self._run_id, self._experiment_id, entry, report)
         self._held = entry.sequence
 
     @property

@@ -185,7 +185,7 @@ def pack(given: Detections, height: int, width: int, classes: int, *, predicted:
 
 def _pack_masks(masks: Any, height: int, width: int) -> list[Mask]:
     if not isinstance(masks, (list, tuple)) or (masks and not isinstance(masks[0], (dict, list, tuple))):
-        return _pack_bitmaps([_plain(mask) for mask in masks], height, width)
+        return _pack_bitmaps([plain(mask) for mask in masks], height, width)
     return [_pack_mask(mask, height, width) for mask in masks]
 
 
@@ -222,7 +222,7 @@ def _floats(name: str, given: Any, count: int, columns: int | None = None) -> np
 
 
 def _array(name: str, given: Any, dimensions: int) -> npt.NDArray[Any]:
-    array = _plain(given)
+    array = plain(given)
     if array.size == 0 and array.ndim <= dimensions:
         return array.reshape((0,) * dimensions)
     if array.ndim != dimensions:
@@ -234,7 +234,7 @@ def _as_float(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
     return array if array.dtype in {np.dtype(np.float32), np.dtype(np.float64)} else array.astype(np.float64)
 
 
-def _plain(given: Any) -> npt.NDArray[Any]:
+def plain(given: Any) -> npt.NDArray[Any]:
     """A NumPy array of anything; a tensor leaves its device and its gradients behind."""
     for step in ("detach", "cpu", "numpy"):
         given = getattr(given, step)() if hasattr(given, step) else given

@@ -1,0 +1,314 @@
+"""The report: all that the uploader makes of one evaluation of the sample, as files in the run directory.
+
+::
+
+    <run directory>/predictions/
+        index.html                        one page, all evaluations of the run
+        <digest>.sample, <digest>.predictions   what the training has written
+        images/                           the pictures, as they were when the uploader saw them first
+        val-000300-<digest>/              one evaluation
+            index.html, coco_results.json, predictions.parquet, <figure>.png, evaluation.json
+
+Made once, by the lane that comes first; the other one finds it. Nothing in here runs in the training process.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import shutil
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Final
+
+import msgspec
+import numpy as np
+from filelock import FileLock
+
+from unified_tracker._errors import RejectedError
+from unified_tracker._rundir import RunDirectory
+from unified_tracker._staging import changed, locate
+from unified_tracker.predictions import _sheets
+from unified_tracker.predictions._analysis import show_evaluation, show_sample
+from unified_tracker.predictions._annotations import coco_annotations, image_names
+from unified_tracker.predictions._document import Document, ShownEvaluation, ShownImage
+from unified_tracker.predictions._exports import write_coco_results, write_parquet
+from unified_tracker.predictions._figures import draw_figures
+from unified_tracker.predictions._page import write_page
+from unified_tracker.predictions._pictures import Source, fit_pictures
+from unified_tracker.predictions._sample import ImageId
+from unified_tracker.predictions._sheets import ImageSheet, PredictionSheet, SampleSheet
+from unified_tracker.predictions._writer import FOLDER
+from unified_tracker.records import Artifact, Entry, Predictions
+
+PAGE: Final = "index.html"
+RESULTS: Final = "coco_results.json"
+PARQUET: Final = "predictions.parquet"
+EVALUATION: Final = "evaluation.json"  # written last: the rest is there if it is
+EVALUATIONS_A_PAGE: Final = 30
+PICTURE_BYTES: Final = 30 << 20  # of the first page of a sample: later ones hold more evaluations
+IOUS: Final = (0.5, 0.75)
+
+
+class Recorded(msgspec.Struct):
+    """`evaluation.json`: an evaluation as the pages show it, and where it belongs."""
+
+    sequence: int
+    sample: str
+    evaluation: ShownEvaluation
+
+
+class PredictionReport:
+    """One evaluation of the sample, ready to be stored.
+
+    Making one may take as long as encoding the pictures does: seconds for a hundred of them, once a sample.
+    """
+
+    def __init__(self, directory: RunDirectory, entry: Entry) -> None:
+        """Read what the training has written, and make what is not there yet.
+
+        Raises:
+            RejectedError: A file that the training has written is damaged or gone.
+        """
+        record = entry.record
+        assert isinstance(record, Predictions)  # noqa: S101 -- the lane sorts by kind
+        self._directory, self._record = directory, record
+        self._root = directory.path / FOLDER
+        for file in (record.sample, record.file):
+            if why := changed(directory.path, file):
+                raise RejectedError(why)
+        self.run = directory.info()
+        self.sample_digest = Path(record.sample.staged).stem
+        try:
+            self.sample: SampleSheet = _sheets.decode_sample(locate(directory.path, record.sample).read_bytes())
+            content = locate(directory.path, record.file).read_bytes()
+            self.predictions: PredictionSheet = _sheets.decode_predictions(content)
+        except (msgspec.MsgspecError, ValueError) as error:
+            raise RejectedError(f"the predictions of step {record.step} cannot be read: {error}") from error
+        stem = f"{_file_name(record.split)}-{record.step or 0:06d}-{Path(record.file.staged).stem[:8]}"
+        self.folder = self._root / stem
+        with FileLock(self._root / ".lock"):
+            if not (self.folder / EVALUATION).exists():
+                self._make(entry.sequence)
+
+    @cached_property
+    def images(self) -> list[ShownImage]:
+        """The images with what is true, in the order of the sample, with small pictures."""
+        return msgspec.json.decode(self._pictures.read_bytes(), type=list[ShownImage])
+
+    @cached_property
+    def evaluation(self) -> ShownEvaluation:
+        """The evaluation with matches, kinds and tables; parallel to `images`."""
+        return self._recorded(self.folder / EVALUATION).evaluation
+
+    @property
+    def page(self) -> Path:
+        """This evaluation as one self-contained page."""
+        return self.folder / PAGE
+
+    @property
+    def overview(self) -> Path:
+        """All evaluations of the run as one self-contained page."""
+        return self._root / PAGE
+
+    @property
+    def results(self) -> Path:
+        """Predictions as COCO results."""
+        return self.folder / RESULTS
+
+    @property
+    def parquet(self) -> Path | None:
+        """Predictions as Parquet; None without pyarrow."""
+        path = self.folder / PARQUET
+        return path if path.exists() else None
+
+    @property
+    def figures(self) -> dict[str, Path]:
+        """Name to PNG: confusion matrix, precision over recall."""
+        return {path.stem: path for path in sorted(self.folder.glob("*.png"))}
+
+    @property
+    def files(self) -> Mapping[str, Path]:
+        """What the artifact `run-<run id>-predictions` holds: name to file."""
+        found = {PAGE: self.page, RESULTS: self.results}
+        return found | ({PARQUET: self.parquet} if self.parquet else {})
+
+    @property
+    def sample_files(self) -> dict[str, Path]:
+        """What the artifact `<dataset>-val` holds: `annotations.json` (COCO) and the pictures, as they were."""
+        annotations = self._root / f"{self.sample_digest}.annotations.json"
+        names = image_names(self.sample)
+        if not annotations.exists():
+            _write(annotations, coco_annotations(self.sample, names))
+        kept = {f"images/{names[image.id]}": self._kept(image) for image in self.sample.images}
+        return {"annotations.json": annotations, **{name: path for name, path in kept.items() if path is not None}}
+
+    @property
+    def artifact(self) -> Artifact:
+        """The record under which a backend stores `files`, that knows nothing of predictions."""
+        record = self._record
+        metadata = {
+            "dataset": self.sample.dataset,
+            "sample": self.sample_digest,
+            "split": record.split,
+            "classes": len(self.sample.classes),
+            "images": sum(image is not None for image in self.evaluation.images),
+            "score_threshold": self.predictions.score_threshold,
+        }
+        return Artifact(
+            record.ts,
+            f"run-{self.run.id}-predictions",
+            "result",
+            (),
+            record.aliases,
+            metadata,
+            dict(self.predictions.metrics),
+            record.step,
+            record.epoch,
+        )
+
+    def image_file(self, image_id: ImageId) -> Path | None:
+        """The original picture of an image; None if it could not be had."""
+        return next((self._kept(image) for image in self.sample.images if image.id == image_id), None)
+
+    # ---- making ------------------------------------------------------------------------------------------------
+
+    @property
+    def _pictures(self) -> Path:
+        return self._root / f"{self.sample_digest}.pictures"
+
+    def _make(self, sequence: int) -> None:
+        record = self._record
+        self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        evaluation = show_evaluation(
+            self.sample,
+            self.predictions,
+            id=self.folder.name,
+            label=_label(record),
+            run=self.run.id,
+            step=record.step,
+            epoch=record.epoch,
+            ious=IOUS,
+        )
+        self.__dict__["evaluation"] = evaluation
+        if not self._pictures.exists():
+            _write(self._pictures, msgspec.json.encode(self._shown_images(evaluation)))
+        write_coco_results(self.sample, self.predictions, self.results)
+        with contextlib.suppress(ImportError):  # pyarrow comes with MLflow
+            write_parquet(self.sample, self.predictions, evaluation, self.folder / PARQUET)
+        for name, content in draw_figures(self.sample, evaluation).items():
+            _write(self.folder / f"{name}.png", content)
+        title = f"{self.sample.dataset}, {evaluation.label}"
+        self._write_page(title, [evaluation], self.page, ())
+        _write(self.folder / EVALUATION, msgspec.json.encode(Recorded(sequence, self.sample_digest, evaluation)))
+        self._make_overview()
+
+    def _make_overview(self) -> None:
+        recorded = [self._recorded(path) for path in self._root.glob(f"*/{EVALUATION}")]
+        mine = sorted((each for each in recorded if each.sample == self.sample_digest), key=lambda each: each.sequence)
+        notes = []
+        if others := len(recorded) - len(mine):
+            notes.append(f"{others} evaluations of another sample have pages of their own")
+        left_out = len(mine) - EVALUATIONS_A_PAGE
+        if left_out > 0:
+            notes.append(f"{left_out} older evaluations are left out; each has a page of its own")
+        evaluations = [each.evaluation for each in mine[-EVALUATIONS_A_PAGE:]]
+        name = self.run.name or f"run {self.run.id}"
+        self._write_page(f"{self.sample.dataset}, {name}", evaluations, self.overview, notes)
+
+    def _shown_images(self, evaluation: ShownEvaluation) -> list[ShownImage]:
+        """The images with small pictures, made once for all pages of the sample."""
+        images = show_sample(self.sample)
+        sources: dict[ImageId, Path] = {}
+        for shown, image in zip(images, self.sample.images, strict=True):
+            kept = self._keep(image)
+            if isinstance(kept, Path):
+                sources[image.id] = kept
+            else:
+                shown.why = kept
+        fit_pictures(self._document("", images, [evaluation]), self._pixels(sources), PICTURE_BYTES)
+        return images
+
+    def _write_page(self, title: str, evaluations: list[ShownEvaluation], target: Path, notes: Sequence[str]) -> None:
+        document = self._document(title, self.images, evaluations, notes)
+        kept = {image.id: path for image in self.sample.images if (path := self._kept(image)) is not None}
+        fit_pictures(document, self._pixels(kept))
+        write_page(document, target)
+
+    def _document(
+        self, title: str, images: list[ShownImage], evaluations: list[ShownEvaluation], notes: Sequence[str] = ()
+    ) -> Document:
+        sample = self.sample
+        return Document(
+            title=title,
+            dataset=sample.dataset,
+            classes=sample.classes,
+            category_ids=sample.category_ids,
+            images=images,
+            evaluations=evaluations,
+            keypoint_names=sample.keypoint_names,
+            skeleton=sample.skeleton,
+            notes=list(notes),
+        )
+
+    @staticmethod
+    def _pixels(kept: Mapping[ImageId, Path]) -> dict[ImageId, Source]:
+        """Files, or the arrays in them; an array is mapped and read when it is looked at."""
+        return {
+            image_id: np.load(path, mmap_mode="r", allow_pickle=False) if path.suffix == ".npy" else path
+            for image_id, path in kept.items()
+        }
+
+    def _place(self, image: ImageSheet) -> Path:
+        """Where the private copy of a picture is, or will be."""
+        source = Path(image.file)
+        if not source.is_absolute():  # given as an array, and written by the training
+            return self._directory.path / source
+        known = f"{image.file}/{image.size}/{image.mtime_ns}".encode("utf-8", "surrogatepass")
+        return self._root / "images" / (hashlib.blake2b(known, digest_size=8).hexdigest() + source.suffix.lower())
+
+    def _kept(self, image: ImageSheet) -> Path | None:
+        path = self._place(image)
+        return path if image.file and path.exists() else None
+
+    def _keep(self, image: ImageSheet) -> Path | str:
+        kept = self._kept(image)
+        if kept is not None:
+            return kept
+        if not image.file:
+            return "no picture was given"
+        target = self._place(image)
+        target.parent.mkdir(mode=0o700, exist_ok=True)
+        temporary = target.with_name(f".{target.name}.{os.getpid()}")
+        try:
+            shutil.copy2(image.file, temporary)
+            stat = temporary.stat()
+        except OSError as error:
+            temporary.unlink(missing_ok=True)
+            return f"{image.name} cannot be read: {error.strerror or error}"
+        if (stat.st_size, stat.st_mtime_ns) != (image.size, image.mtime_ns):
+            temporary.unlink()
+            return f"{image.name} has changed since it was evaluated"
+        temporary.replace(target)
+        return target
+
+    @staticmethod
+    def _recorded(path: Path) -> Recorded:
+        return msgspec.json.decode(path.read_bytes(), type=Recorded)
+
+
+def _label(record: Predictions) -> str:
+    place = f"iter {record.step}" if record.step is not None else "no step"
+    return place if record.epoch is None else f"{place} (epoch {record.epoch:.3g})"
+
+
+def _file_name(text: str) -> str:
+    return "".join(letter if letter.isalnum() or letter in "-_." else "_" for letter in text)[:80] or "evaluation"
+
+
+def _write(path: Path, content: bytes) -> None:
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary.write_bytes(content)
+    temporary.replace(path)
