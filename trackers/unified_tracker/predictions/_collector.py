@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import os
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Protocol
@@ -129,21 +128,22 @@ class SampleCollector:
         """Whether an image belongs to the sample and has not been seen in this evaluation. Costs a look-up."""
         return image_id in self._wanted
 
-    def add(self, image_id: ImageId, predictions: TaskDetections, height: int, width: int) -> None:
+    def add(self, image_id: ImageId, predictions: Callable[[], TaskDetections], height: int, width: int) -> None:
         """Take the predictions of a wanted image; they are copied, and may change afterwards.
 
-        What does not fit together is left out with one warning. Blocking: masks are encoded; on ranks above 0 one write.
+        What cannot be had or does not fit together is left out with one warning. Blocking: masks are encoded; on ranks
+        above 0 one write.
 
         Args:
             image_id: Of the image.
-            predictions: With scores, in pixels of the original image.
+            predictions: Gives them, with scores, in pixels of the original image.
             height, width: Of the original image, as the model has it: goes before what the data set says.
         """
         self._wanted.discard(image_id)
         classes = len(self._source.classes)
         try:
             tasks = {task: pack(found, height, width, classes, predicted=True)
-                     for task, found in by_task(predictions).items()}  # fmt: skip
+                     for task, found in by_task(predictions()).items()}  # fmt: skip
         except Exception as error:  # noqa: BLE001 -- promise 3: the other images are recorded
             self._warn("predictions of image", image_id, error)
             return
