@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +15,11 @@ from detectron2.engine import HookBase
 from detectron2.utils import comm
 
 from unified_tracker import Run
+from unified_tracker.predictions._collector import Ranks
 from unified_tracker.training import CheckpointFile, Evaluation, RunSettings, TrainingSession, guarded
 from unified_tracker_detectron2 import _metrics
-from unified_tracker_detectron2._config import as_dict, as_yaml, hook_arguments
+from unified_tracker_detectron2._config import as_dict, as_yaml, evaluated_datasets, hook_arguments
+from unified_tracker_detectron2._predictions import EvaluationWatch, ModelListener
 
 CONFIG_FILE = "model-config.yaml"
 WINDOW = 20  # of Detectron2's own writers: the recorded values equal those of its metrics.json
@@ -66,7 +68,9 @@ class UnifiedTrackerHook(HookBase):
             output_dir: Where the run directory is made; default `cfg.OUTPUT_DIR`, else the checkpointer's folder.
             interval: Iterations between two rows of training metrics.
             log_checkpoint, log_checkpoint_metadata, best_metric, framework_names: As in `TrainingSession`.
-            num_eval_images, score_thresh: Reserved for pictures of predictions, which this version does not record.
+            num_eval_images: Images of each test data set of which every evaluation records predictions, always the same
+                ones; 0 for none, all if there are fewer.
+            score_thresh: Where the score slider of their views starts. All predictions are recorded.
             keep_run_open: Leave `run` open after training; it is finished by `run.finish()` or at exit.
 
         Raises:
@@ -111,6 +115,10 @@ class UnifiedTrackerHook(HookBase):
             "best_metric": given["best_metric"],
             "framework_names": framework_names,
         }
+        self._num_eval_images = int(given["num_eval_images"])
+        self._score_thresh = float(given["score_thresh"])
+        self._watch: EvaluationWatch | None = None
+        self._listener: ModelListener | None = None
         self._session: TrainingSession | None = None
         self._restored: dict[str, Any] = {}
         self._sent_iteration: dict[str, int] = {}
@@ -143,6 +151,7 @@ class UnifiedTrackerHook(HookBase):
         """Open the run on rank 0. A wrong configuration is raised here; nothing else is."""
         if comm.is_main_process():
             self._begin()
+        self._listen(getattr(self.trainer, "model", None), lambda: int(self.trainer.iter))
 
     @guarded
     def after_step(self) -> None:
@@ -160,6 +169,8 @@ class UnifiedTrackerHook(HookBase):
     @guarded
     def after_train(self) -> None:
         """Record what the other hooks did at the end, and how the training ended. Runs after a failure as well."""
+        if self._listener is not None:
+            self._listener.stop()
         if self._session is None:
             return
         ended_early = self.trainer.iter < self.trainer.max_iter
@@ -170,11 +181,7 @@ class UnifiedTrackerHook(HookBase):
     # ---- inside ------------------------------------------------------------------------------------------------
 
     def _begin(self) -> None:
-        settings = self._settings
-        folder = self._output_dir or self._checkpoint_folder()
-        if folder is not None:
-            self._output_dir = folder
-            settings = dataclasses.replace(settings, parent=folder.absolute() / settings.parent.name)
+        settings = self._placed_settings()
         run_id = self._restored.get("run_id")
         if run_id is None and self.trainer.start_iter > 0:
             run_id = settings.latest_run()  # registered after `resume_or_load`: the checkpoint's state went past us
@@ -182,6 +189,36 @@ class UnifiedTrackerHook(HookBase):
         self._session = TrainingSession(run, **self._session_arguments)
         self._session.restore(self._restored)
         self._look_around()
+
+    def _placed_settings(self) -> RunSettings:
+        """The settings with the place of the run directory: the same on every rank."""
+        self._output_dir = self._output_dir or self._checkpoint_folder()
+        if self._output_dir is None:
+            return self._settings
+        parent = self._output_dir.absolute() / self._settings.parent.name
+        return dataclasses.replace(self._settings, parent=parent)
+
+    @guarded
+    def _listen(self, model: Any, evaluation: Callable[[], int]) -> None:
+        """Hear what the model says when it is evaluated, on every rank."""
+        if not self._settings.backends or self._num_eval_images <= 0 or not isinstance(model, torch.nn.Module):
+            return
+        if self._watch is None:
+            ranks = Ranks(self._placed_settings().parent, comm.get_rank(), comm.get_world_size())
+            names = evaluated_datasets(self._cfg, self._config, getattr(self.trainer, "cfg", None))
+            self._watch = EvaluationWatch(names, ranks, self._num_eval_images, self._score_thresh)
+        self._listener = ModelListener(model, functools.partial(self._hear, self._watch, evaluation))
+
+    @guarded
+    def _hear(self, watch: EvaluationWatch, evaluation: Callable[[], int], inputs: Any, outputs: Any) -> None:
+        watch.see(evaluation(), inputs, outputs)
+
+    @guarded
+    def _predictions_ready(self, evaluation: int, split: str, step: int, metrics: Mapping[str, float]) -> None:
+        if self._watch is None or self._session is None:
+            return
+        for found in self._watch.end(evaluation, split, metrics):
+            self._session.predictions_ready(found, step, self._epoch(step), f"iter_{step}")
 
     @guarded
     def _look_around(self) -> None:
@@ -220,16 +257,20 @@ class UnifiedTrackerHook(HookBase):
                     canonical["perf/gpu_memory_bytes"] = float(torch.cuda.max_memory_allocated())
                 self._session.step_ended(at, self._epoch(at), training, canonical)
             if evaluation:
+                canonical = _metrics.canonical_evaluation(evaluation)
                 self._session.evaluation_ended(
                     Evaluation(
                         at,
                         self._epoch(at),
                         evaluation,
-                        _metrics.canonical_evaluation(evaluation),
+                        canonical,
                         _metrics.headline(evaluation),
                         _metrics.per_class(evaluation),
                     )
                 )
+                # The last evaluation comes after the last step, when no iteration is going on any more.
+                heard_at = at if at == self.trainer.iter == self.trainer.max_iter else at - 1
+                self._predictions_ready(heard_at, "val", at, canonical)
 
     def _observe(self, checkpointer: Any) -> None:
         """Hear of every file that a checkpointer writes: its `save` is the one way of all hooks and of scripts."""
