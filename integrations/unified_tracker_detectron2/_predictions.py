@@ -4,27 +4,60 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
+from detectron2.evaluation.testing import flatten_results_dict
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 
-from unified_tracker.predictions import SampleEvaluation
+from unified_tracker._console import say
+from unified_tracker.predictions import SampleEvaluation, SampleImage
 from unified_tracker.predictions._collector import Ranks, SampleCollector
+from unified_tracker.predictions._sample import ImageId
 from unified_tracker_detectron2._dataset import CatalogDataset
-from unified_tracker_detectron2._detections import detections_from_output
+from unified_tracker_detectron2._detections import ClassList, detections_from_output
 
 Observer = Callable[[Any, Any], None]
 
 
+class UnknownDataset:
+    """A data set that nobody has named: a training of LazyConfig or of a plain loop that does not say its own."""
+
+    def __init__(self) -> None:
+        self.name = "validation"
+        self.classes: Sequence[str] = ()
+        self.category_ids: Sequence[int] | None = None
+        self.keypoint_names: Sequence[str] = ()
+        self.skeleton: Sequence[tuple[int, int]] = ()
+        self.class_list = ClassList((), ())
+        self.divisor = 1000
+
+    def ids(self) -> None:
+        """Nobody knows."""
+
+    def keep(self, chosen: Collection[ImageId]) -> None:
+        """Never called."""
+
+    def is_about(self, image_id: ImageId, given: Mapping[str, Any]) -> bool:
+        """Every image is one of its."""
+        return True
+
+    def image(self, image_id: ImageId) -> SampleImage:
+        """Never called."""
+        raise KeyError(image_id)
+
+
 class _Watched(NamedTuple):
-    dataset: CatalogDataset
+    dataset: CatalogDataset | UnknownDataset
     collector: SampleCollector
 
 
 class EvaluationWatch:
     """Takes from a model's inputs and outputs what is about the sample, on every rank. One sample for each data set.
+
+    The data sets are named as in the catalog. Without names, predictions are recorded without what is true.
 
     Blocking: the first evaluation loads the data sets once more (COCO val: a second), and on rank 0 reads the
     annotations of the sample. Afterwards an image outside the sample costs a look-up, one of the sample the encoding of
@@ -35,20 +68,20 @@ class EvaluationWatch:
         ranks.clear()
         self._names, self._ranks, self._count, self._threshold = names, ranks, count, score_threshold
         self._watched: list[_Watched] | None = None
-        self._evaluation: int | None = None
+        self._evaluation: str | None = None
 
-    def see(self, evaluation: int, inputs: Any, outputs: Any) -> None:
+    def see(self, evaluation: str, inputs: Any, outputs: Any) -> None:
         """What the model says about a batch.
 
         Args:
-            evaluation: Different for each evaluation, and equal on all ranks.
+            evaluation: Different for each evaluation, and equal on all ranks; goes into file names.
             inputs: As a Detectron2 data loader gives them; anything else is passed over.
             outputs: As a Detectron2 model returns them.
         """
         if not _is_batch(inputs) or not _is_batch(outputs):
             return
         if self._watched is None:
-            self._watched = [self._watch(name) for name in self._names]
+            self._watched = list(self._watch())
         if evaluation != self._evaluation:
             self._evaluation = evaluation
             for number, (_, collector) in enumerate(self._watched):
@@ -56,7 +89,7 @@ class EvaluationWatch:
         for given, output in zip(inputs, outputs, strict=False):
             self._see_image(self._watched, given, output)
 
-    def end(self, evaluation: int, split: str, metrics: Mapping[str, float]) -> list[SampleEvaluation]:
+    def end(self, evaluation: str, split: str, metrics: Mapping[str, float]) -> list[SampleEvaluation]:
         """The evaluation is over, on all ranks: what is known of each data set. Rank 0 only.
 
         Args:
@@ -76,10 +109,16 @@ class EvaluationWatch:
                 found.append(evaluated)
         return found
 
-    def _watch(self, name: str) -> _Watched:
-        dataset = CatalogDataset(name)
-        collector = SampleCollector(dataset, self._count, self._ranks, score_threshold=self._threshold)
-        return _Watched(dataset, collector)
+    def _watch(self) -> Iterator[_Watched]:
+        """Every data set that can be loaded."""
+        for name in self._names or (None,):
+            try:
+                dataset: CatalogDataset | UnknownDataset = UnknownDataset() if name is None else CatalogDataset(name)
+                collector = SampleCollector(dataset, self._count, self._ranks, score_threshold=self._threshold)
+            except Exception as error:  # noqa: BLE001, PERF203 -- a failure must not be repeated with every batch
+                say(f"no predictions of {name}: {type(error).__name__}: {error}")
+            else:
+                yield _Watched(dataset, collector)
 
     @staticmethod
     def _see_image(watched: list[_Watched], given: Any, output: Any) -> None:
@@ -90,8 +129,26 @@ class EvaluationWatch:
                 if height is None or width is None:
                     height, width = output["instances"].image_size
                 find = functools.partial(detections_from_output, output, dataset.class_list, dataset.divisor)
-                collector.add(image_id, find, int(height), int(width))
+                collector.add(image_id, find, int(height), int(width), given.get("file_name"))
                 return
+
+
+@dataclass
+class EvaluationResults:
+    """Takes what an evaluation found.
+
+    Attributes:
+        step: Completed iterations of the weights.
+        results: As Detectron2's evaluators return them: task to metric to value, under the names of the data sets if
+            there are several; None or empty on the other ranks.
+    """
+
+    step: int
+    results: Mapping[str, Any] | None = None
+
+    def scalars(self) -> dict[str, float]:
+        """The results under Detectron2's own flat names: "bbox/AP"."""
+        return {name: float(value) for name, value in flatten_results_dict(self.results or {}).items()}
 
 
 class ModelListener:

@@ -29,6 +29,7 @@ from unified_tracker.predictions._sheets import TaskObjects, by_task, pack
 
 PREFIX: Final = ".predictions"
 LENGTH_BYTES: Final = 4
+MOST_CLASSES: Final = 1 << 20  # where nobody knows how many there are
 
 
 class SampleSource(Protocol):
@@ -36,7 +37,7 @@ class SampleSource(Protocol):
 
     Attributes:
         name: What the sample is named after.
-        classes: Class names, in the order of the labels.
+        classes: Class names, in the order of the labels; empty if nobody knows them: they are numbered then.
         category_ids: The data set's own ids of the classes; None for 1, 2, 3, ...
         keypoint_names, skeleton: As in `ValidationSample`.
     """
@@ -47,8 +48,12 @@ class SampleSource(Protocol):
     keypoint_names: Sequence[str]
     skeleton: Sequence[tuple[int, int]]
 
-    def ids(self) -> Collection[Any]:
-        """Image ids, all of one type. Called once, on every rank."""
+    def ids(self) -> Collection[Any] | None:
+        """Image ids, all of one type. Called once, on every rank.
+
+        None if nobody knows them. Then the sample is chosen from the images that come, the same ones each time, and
+        nothing is known to be true about it.
+        """
         ...
 
     def keep(self, chosen: Collection[ImageId]) -> None:
@@ -91,6 +96,7 @@ class _Seen(msgspec.Struct, frozen=True, array_like=True):
     id: ImageId
     height: int
     width: int
+    path: str | None
     tasks: TaskObjects
 
 
@@ -106,10 +112,13 @@ class SampleCollector:
             ranks: Which process this is.
             score_threshold: Where the score slider of a view starts.
         """
-        self._source, self._ranks, self._threshold = source, ranks, score_threshold
-        self._chosen: list[ImageId] = list(choose_images(source.ids(), count))
-        source.keep(set(self._chosen))
-        self._wanted = set(self._chosen)
+        self._source, self._count, self._ranks, self._threshold = source, count, ranks, score_threshold
+        ids = source.ids()
+        self._chosen: list[ImageId] | None = None if ids is None else list(choose_images(ids, count))
+        if self._chosen is not None:
+            source.keep(set(self._chosen))
+        self._wanted: set[ImageId] = set(self._chosen or ())
+        self._candidates: set[ImageId] = set()  # where nobody knows the ids: those that this rank would choose so far
         self._seen: dict[ImageId, _Seen] = {}
         self._evaluation = ""
         self._sample: ValidationSample | None = None
@@ -122,13 +131,25 @@ class SampleCollector:
             evaluation: Names it in file names; equal on all ranks, and different from the one before.
         """
         self._evaluation = evaluation
-        self._wanted, self._seen = set(self._chosen), {}
+        self._wanted, self._candidates, self._seen = set(self._chosen or ()), set(), {}
 
     def wants(self, image_id: Any) -> bool:
-        """Whether an image belongs to the sample and has not been seen in this evaluation. Costs a look-up."""
-        return image_id in self._wanted
+        """Whether an image belongs to the sample and has not been seen in this evaluation.
 
-    def add(self, image_id: ImageId, predictions: Callable[[], TaskDetections], height: int, width: int) -> None:
+        Costs a look-up; where nobody knows the ids, 0.1 ms.
+        """
+        if self._chosen is not None or image_id in self._candidates:
+            return image_id in self._wanted
+        return len(self._candidates) < self._count or image_id in self._choose(self._candidates | {image_id})
+
+    def add(
+        self,
+        image_id: ImageId,
+        predictions: Callable[[], TaskDetections],
+        height: int,
+        width: int,
+        path: str | None = None,
+    ) -> None:
         """Take the predictions of a wanted image; they are copied, and may change afterwards.
 
         What cannot be had or does not fit together is left out with one warning. Blocking: masks are encoded; on ranks
@@ -138,16 +159,19 @@ class SampleCollector:
             image_id: Of the image.
             predictions: Gives them, with scores, in pixels of the original image.
             height, width: Of the original image, as the model has it: goes before what the data set says.
+            path: The image file, where no data set says it.
         """
         self._wanted.discard(image_id)
-        classes = len(self._source.classes)
+        if self._chosen is None:
+            self._candidates = self._choose(self._candidates | {image_id})
+        classes = len(self._source.classes) or MOST_CLASSES
         try:
             tasks = {task: pack(found, height, width, classes, predicted=True)
                      for task, found in by_task(predictions()).items()}  # fmt: skip
         except Exception as error:  # noqa: BLE001 -- promise 3: the other images are recorded
             self._warn("predictions of image", image_id, error)
             return
-        seen = _Seen(image_id, height, width, tasks)
+        seen = _Seen(image_id, height, width, path, tasks)
         if self._ranks.rank == 0:
             self._seen[image_id] = seen
         else:
@@ -170,15 +194,28 @@ class SampleCollector:
             with contextlib.suppress(OSError):
                 path.unlink(missing_ok=True)
         found, self._seen = self._seen, {}
+        if self._chosen is None:
+            found = {image_id: found[image_id] for image_id in sorted(self._choose(found), key=str)}
         if not found:
             return None
         if self._sample is None:
             self._sample = self._make_sample(found)
+        elif self._chosen is None:
+            self._sample = self._same_or_new(self._sample, found)
         return SampleEvaluation(
             self._sample, {image_id: seen.tasks for image_id, seen in found.items()}, self._threshold, metrics, split
         )
 
+    def _choose(self, ids: Collection[Any]) -> set[ImageId]:
+        return set(choose_images(ids, self._count))
+
     def _make_sample(self, found: Mapping[ImageId, _Seen]) -> ValidationSample:
+        if self._chosen is None:
+            images = [SampleImage(each.id, each.height, each.width, path=each.path) for each in found.values()]
+            labels = (int(objects.labels.values().max(initial=-1)) for each in found.values()
+                      for objects in each.tasks.values())  # fmt: skip
+            classes = self._source.classes or [str(label) for label in range(max(labels, default=-1) + 1)]
+            return ValidationSample(self._source.name, classes, images)
         images = []
         for image_id in self._chosen:
             try:
@@ -193,6 +230,13 @@ class SampleCollector:
         return ValidationSample(
             source.name, source.classes, images, source.category_ids, source.keypoint_names, source.skeleton
         )
+
+    def _same_or_new(self, sample: ValidationSample, found: Mapping[ImageId, _Seen]) -> ValidationSample:
+        """The sample as before, unless other images have come or classes that had not been seen."""
+        new = self._make_sample(found)
+        classes = max(sample.classes, new.classes, key=len)
+        same = {each.id for each in new.images} == {each.id for each in sample.images}
+        return sample if same and len(classes) == len(sample.classes) else dataclasses.replace(new, classes=classes)
 
     def _hand_over(self, seen: _Seen) -> None:
         """Append an image to this rank's part. The file is closed each time: network disks show it to others then."""

@@ -64,7 +64,7 @@ def _borders(values: npt.NDArray[Any], top: int, stop: int) -> npt.NDArray[np.in
     first, last = max(top, 1), min(stop + 1, height)
     row, column = np.divmod(np.flatnonzero(values[first:last] != values[first - 1 : last - 1]), width)
     from_column_to_column = (np.flatnonzero(values[0, 1:] != values[-1, :-1]) + 1) * height
-    borders = np.concatenate([column * height + row + first, from_column_to_column])
+    borders: npt.NDArray[np.int64] = np.concatenate([column * height + row + first, from_column_to_column])
     borders.sort()
     return borders
 
