@@ -13,7 +13,8 @@ from typing import Any, Final
 from urllib.parse import urlsplit
 
 from unified_tracker._console import say
-from unified_tracker._errors import ConfigurationError
+from unified_tracker._errors import ConfigurationError, TrackerError
+from unified_tracker._reference import ArtifactReference
 from unified_tracker._settings import refuse_unknown
 from unified_tracker._tracker import Address, Backend, Finding, RunInfo, Tracker
 from unified_tracker.hookspecs import hookimpl
@@ -104,6 +105,17 @@ def going_online(run_dir: Path, options: Mapping[str, Any]) -> AbstractContextMa
     return _wandb_online.going_online(run_dir, options)
 
 
+def fetch(reference: ArtifactReference, target: Path) -> Path:
+    """Download a version of an artifact. Needs the server and a key: what was recorded offline is on this disk."""
+    import wandb  # 1 s
+
+    try:
+        path = f"{reference.project}/{reference.name}" if reference.project else reference.name
+        return Path(wandb.Api().artifact(f"{path}:{reference.alias}").download(root=str(target)))
+    except Exception as error:
+        raise TrackerError(f"{reference} cannot be fetched: {type(error).__name__}: {error}") from error
+
+
 @hookimpl
 def tracker_backend() -> Backend:
     """Offer Weights & Biases."""
@@ -114,6 +126,7 @@ def tracker_backend() -> Backend:
         requires=("wandb",),
         install='pip install "unified-tracker[wandb]"',
         diagnose=diagnose,
+        fetch=fetch,
         going_online=going_online,
     )
 

@@ -18,12 +18,13 @@ import contextlib
 import hashlib
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Final
 
 import msgspec
+import numpy as np
 from filelock import FileLock
 
 from unified_tracker._errors import RejectedError
@@ -35,7 +36,8 @@ from unified_tracker.predictions._annotations import coco_annotations, image_nam
 from unified_tracker.predictions._document import Document, ShownEvaluation, ShownImage
 from unified_tracker.predictions._exports import write_coco_results, write_parquet
 from unified_tracker.predictions._figures import draw_figures
-from unified_tracker.predictions._page import fit_pictures, write_page
+from unified_tracker.predictions._page import write_page
+from unified_tracker.predictions._pictures import Source, fit_pictures
 from unified_tracker.predictions._sample import ImageId
 from unified_tracker.predictions._sheets import ImageSheet, PredictionSheet, SampleSheet
 from unified_tracker.predictions._writer import FOLDER
@@ -46,6 +48,7 @@ RESULTS: Final = "coco_results.json"
 PARQUET: Final = "predictions.parquet"
 EVALUATION: Final = "evaluation.json"  # written last: the rest is there if it is
 EVALUATIONS_A_PAGE: Final = 30
+PICTURE_BYTES: Final = 30 << 20  # of the first page of a sample: later ones hold more evaluations
 IOUS: Final = (0.5, 0.75)
 
 
@@ -179,9 +182,6 @@ class PredictionReport:
     def _make(self, sequence: int) -> None:
         record = self._record
         self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        if not self._pictures.exists():
-            shown = fit_pictures(show_sample(self.sample), dict(self._files_of_images()))
-            _write(self._pictures, msgspec.json.encode(shown))
         evaluation = show_evaluation(
             self.sample,
             self.predictions,
@@ -193,13 +193,15 @@ class PredictionReport:
             ious=IOUS,
         )
         self.__dict__["evaluation"] = evaluation
+        if not self._pictures.exists():
+            _write(self._pictures, msgspec.json.encode(self._shown_images(evaluation)))
         write_coco_results(self.sample, self.predictions, self.results)
         with contextlib.suppress(ImportError):  # pyarrow comes with MLflow
             write_parquet(self.sample, self.predictions, evaluation, self.folder / PARQUET)
         for name, content in draw_figures(self.sample, evaluation).items():
             _write(self.folder / f"{name}.png", content)
         title = f"{self.sample.dataset}, {evaluation.label}"
-        self._write_page(title, [evaluation], self.page)
+        self._write_page(title, [evaluation], self.page, ())
         _write(self.folder / EVALUATION, msgspec.json.encode(Recorded(sequence, self.sample_digest, evaluation)))
         self._make_overview()
 
@@ -216,27 +218,48 @@ class PredictionReport:
         name = self.run.name or f"run {self.run.id}"
         self._write_page(f"{self.sample.dataset}, {name}", evaluations, self.overview, notes)
 
-    def _write_page(
-        self, title: str, evaluations: list[ShownEvaluation], target: Path, notes: list[str] | None = None
-    ) -> None:
+    def _shown_images(self, evaluation: ShownEvaluation) -> list[ShownImage]:
+        """The images with small pictures, made once for all pages of the sample."""
+        images = show_sample(self.sample)
+        sources: dict[ImageId, Path] = {}
+        for shown, image in zip(images, self.sample.images, strict=True):
+            kept = self._keep(image)
+            if isinstance(kept, Path):
+                sources[image.id] = kept
+            else:
+                shown.why = kept
+        fit_pictures(self._document("", images, [evaluation]), self._pixels(sources), PICTURE_BYTES)
+        return images
+
+    def _write_page(self, title: str, evaluations: list[ShownEvaluation], target: Path, notes: Sequence[str]) -> None:
+        document = self._document(title, self.images, evaluations, notes)
+        kept = {image.id: path for image in self.sample.images if (path := self._kept(image)) is not None}
+        fit_pictures(document, self._pixels(kept))
+        write_page(document, target)
+
+    def _document(
+        self, title: str, images: list[ShownImage], evaluations: list[ShownEvaluation], notes: Sequence[str] = ()
+    ) -> Document:
         sample = self.sample
-        document = Document(
+        return Document(
             title=title,
             dataset=sample.dataset,
             classes=sample.classes,
             category_ids=sample.category_ids,
-            images=self.images,
+            images=images,
             evaluations=evaluations,
             keypoint_names=sample.keypoint_names,
             skeleton=sample.skeleton,
-            notes=notes or [],
+            notes=list(notes),
         )
-        write_page(document, target)
 
-    def _files_of_images(self) -> Iterator[tuple[ImageId, Path | str]]:
-        """Image id to a private copy of its picture, or to why there is none."""
-        for image in self.sample.images:
-            yield image.id, self._keep(image)
+    @staticmethod
+    def _pixels(kept: Mapping[ImageId, Path]) -> dict[ImageId, Source]:
+        """Files, or the arrays in them; an array is mapped and read when it is looked at."""
+        return {
+            image_id: np.load(path, mmap_mode="r", allow_pickle=False) if path.suffix == ".npy" else path
+            for image_id, path in kept.items()
+        }
 
     def _place(self, image: ImageSheet) -> Path:
         """Where the private copy of a picture is, or will be."""
