@@ -8,7 +8,7 @@ import shlex
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 # First: it sets what wandb looks at when it is imported.
 from unified_tracker.backends._wandb_settings import settings  # isort: split
@@ -21,13 +21,18 @@ from unified_tracker._lane import Clock
 from unified_tracker._naming import Renamer
 from unified_tracker._tracker import Address, RunInfo
 from unified_tracker.backends import _wandb_values as values
+from unified_tracker.backends._wandb import OLD_NAMES
 from unified_tracker.backends._wandb_errors import clean, opening_error, sorted_errors
 from unified_tracker.backends._wandb_files import RunFiles
 from unified_tracker.backends._wandb_media import media
 from unified_tracker.backends._wandb_memory import Memory
 from unified_tracker.backends._wandb_receipts import ENDED, ReadBack, Receipts, Report
 from unified_tracker.backends._wandb_versions import Draft, Versions
-from unified_tracker.records import Artifact, Entry, Media, Metrics, Params, Status, Tags
+from unified_tracker.records import Artifact, Entry, Media, Metrics, Params, Predictions, Status, Tags
+
+if TYPE_CHECKING:
+    from unified_tracker.backends._wandb_predictions import PredictionLog
+    from unified_tracker.predictions._report import PredictionReport
 
 FOLDER: Final = "wandb"  # in the run directory: memory, wandb's data and cache
 EXIT_CODES: Final[dict[Status, int]] = {"FINISHED": 0, "FAILED": 1, "KILLED": 255}
@@ -75,6 +80,7 @@ class WandbTracker:
         self._logged: set[tuple[int, tuple[str, ...]]] = set()
         self._versions: Versions
         self._files: RunFiles
+        self._predictions: PredictionLog | None = None
         self._server: ReadBack | None = None
         self._receipts = Receipts(0)
         self._ask_at = self._stalls_at = 0.0
@@ -137,6 +143,7 @@ class WandbTracker:
         self._memory.write(self._own)
         self._files = RunFiles(self._run, self._receipts, self._server, self._clock)
         self._versions = Versions(self._run, offline=self._offline, clock=self._clock)
+        self._predictions = None
         self._run.define_metric(values.AXIS)
         self._run.define_metric("*", step_metric=values.AXIS)
         given = str(self._options.get("tags") or "").split(",")
@@ -229,6 +236,24 @@ class WandbTracker:
         name = self._metrics(record.name)
         self._publish_names()
         self._log_row(entry, record.ts, record.step, {name: media(record, file)}, files=True)
+        self._sent(entry.sequence)
+
+    @sorted_errors
+    def log_predictions(self, entry: Entry, report: PredictionReport) -> None:
+        record = entry.record
+        assert isinstance(record, Predictions)  # noqa: S101 -- the lane sorts by kind
+        if self._predictions is None:
+            from unified_tracker.backends._wandb_predictions import PredictionLog  # for runs that have predictions
+
+            names = self._options.get("names")
+            self._predictions = PredictionLog(
+                self._own, self._versions, self._run, offline=self._offline, old_names=names == OLD_NAMES
+            )
+        row_at = self._predictions.log(entry.sequence, report)
+        row = row_at(f"{record.split}/predictions", self._step_of(entry))
+        row = {self._metrics(name): value for name, value in row.items()}
+        self._publish_names()
+        self._log_row(entry, record.ts, record.step, row, files=True)
         self._sent(entry.sequence)
 
     @sorted_errors
@@ -335,22 +360,25 @@ class WandbTracker:
     # ---- inside ------------------------------------------------------------------------------------------------
 
     def _log_row(self, entry: Entry, ts: int, step: int | None, row: dict[str, Any], *, files: bool = False) -> None:
-        if self._step is None:
-            self._step = self._memory.step_after(entry.sequence)
+        own = self._step_of(entry)
         if step is not None:
             row[values.AXIS] = step
         row["_timestamp"] = ts / 1000
-        if self._step >= self._server_step:
-            self._run.log(row, step=self._step, commit=True)
+        if own >= self._server_step:
+            self._run.log(row, step=own, commit=True)
             self._receipts.row()
         elif files:  # the server has the row, but its file may have been cut short: it goes again, under the same name
             for name, value in row.items():
-                val_to_json(self._run, name, value, namespace=self._step)
+                val_to_json(self._run, name, value, namespace=own)
         if files and self._server is not None:
             folder = Path(self._run.dir)
-            for path in folder.glob(f"media/**/*_{self._step}_*"):
+            for path in folder.glob(f"media/**/*_{own}_*"):
                 self._receipts.file(path.relative_to(folder).as_posix(), path.stat().st_size)
-        self._step += 1
+        self._step = own + 1
+
+    def _step_of(self, entry: Entry) -> int:
+        """W&B's step of the row that comes next, which is this record's."""
+        return self._memory.step_after(entry.sequence) if self._step is None else self._step
 
     def _update_config(self, changed: Mapping[str, Any]) -> None:
         if changed:
