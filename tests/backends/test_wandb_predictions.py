@@ -281,7 +281,7 @@ def test_empty_images_vanished_pictures_and_hostile_names(log: Log, tmp_path: Pa
     run = log(SampleEvaluation(ValidationSample(hostile, names, images), said, split="../../val"))
     sample, version = run.artifacts
     rows = {row["image_id"]: row for row in rows_of(table_of(version, "eval_data"))}
-    assert list(rows)[0] == "torn", "the worst is not first"
+    assert next(iter(rows)) == "torn", "the worst is not first"
     assert set(rows) == {"nobody has said", "nothing there", "torn"}
     assert rows["nobody has said"]["f1"] is None and rows["nothing there"]["f1"] == 1 and rows["torn"]["f1"] == 0
     assert "script" in rows["nobody has said"]["image_name"]

@@ -90,7 +90,10 @@ def _outline(box: Floats, label: int) -> list[tuple[float, float]]:
     corners, turn = ((24, 0.0), (4, np.pi / 4), (3, -np.pi / 2))[label % 3]
     angles = turn + 2 * np.pi * np.arange(corners) / corners
     stretch = np.sqrt(2) if corners == 4 else 1
-    return [(float(centre[0] + stretch * half[0] * np.cos(a)), float(centre[1] + stretch * half[1] * np.sin(a))) for a in angles]
+    return [
+        (float(centre[0] + stretch * half[0] * np.cos(a)), float(centre[1] + stretch * half[1] * np.sin(a)))
+        for a in angles
+    ]
 
 
 def _objects(
@@ -159,7 +162,14 @@ def _evaluation(
             tasked[task] = regions or predicted
         images.append(tasked)
     evaluation = ShownEvaluation(
-        f"abcd1234/{100 * (number + 1)}", f"iter {100 * (number + 1)}", "abcd1234", "val", 100 * (number + 1), number + 1.0, 0.3, list(IOUS)
+        f"abcd1234/{100 * (number + 1)}",
+        f"iter {100 * (number + 1)}",
+        "abcd1234",
+        "val",
+        100 * (number + 1),
+        number + 1.0,
+        0.3,
+        list(IOUS),
     )
     evaluation.images = images
     evaluation.metrics = {"val/bbox/mAP": round(0.3 + skill / 3, 4), "val/bbox/mAP_50": round(0.4 + skill / 3, 4)}
@@ -237,7 +247,9 @@ def _judge_one(
 # ---- what the page should count, computed another way --------------------------------------------------------------
 
 
-def count(document: Document, index: int, threshold: float, *, evaluation: int = -1, iou: int = 0, labels: Any = None) -> dict[str, int]:
+def count(
+    document: Document, index: int, threshold: float, *, evaluation: int = -1, iou: int = 0, labels: Any = None
+) -> dict[str, int]:
     """Objects of one image by kind: the letters of the document, and "m" for missed."""
     truth = document.images[index].truth
     predicted = (document.evaluations[evaluation].images[index] or {})["instances"]
@@ -268,7 +280,11 @@ def _class_rows(shown: list[ShownImage], evaluation: ShownEvaluation, classes: i
     rows = []
     for label in (-1, *range(classes)):
         wanted = None if label < 0 else {label}
-        kinds = [count(document, i, evaluation.threshold, labels=wanted) for i in range(len(shown))] if classes < 100 else []
+        kinds = (
+            [count(document, i, evaluation.threshold, labels=wanted) for i in range(len(shown))]
+            if classes < 100
+            else []
+        )
         right, missed = (sum(each[letter] for each in kinds) for letter in "tm")
         wrong = sum(each[letter] for each in kinds for letter in "bcld")
         precision, recall = (right / (right + other) if right + other else None for other in (wrong, missed))

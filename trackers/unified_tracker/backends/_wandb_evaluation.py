@@ -136,10 +136,11 @@ def _counted(task: Task, tasks: list[Task], name: str) -> str:
 def _class_tables(report: PredictionReport) -> dict[str, Table]:
     """One table a task, all classes together first."""
     classes = [text(name) for name in report.sample.classes]
-    tables = {}
+    tables: dict[str, Table] = {}
     for task, rows in report.evaluation.classes.items():
         name = "per_class" if not tables else f"{task}_per_class"
-        table = tables[name] = Table({"class": "string", **dict.fromkeys(CLASS_NUMBERS, "number")})
+        numbers: dict[str, Kind] = dict.fromkeys(CLASS_NUMBERS, "number")
+        table = tables[name] = Table({"class": "string", **numbers})
         for row in rows:
             own = {number: getattr(row, number) for number in CLASS_NUMBERS}
             table.add({"class": "all" if row.label < 0 else classes[row.label], **own})

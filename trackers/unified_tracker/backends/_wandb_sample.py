@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
+from unified_tracker._digest import files_digest
 from unified_tracker.backends._wandb_images import TRUTH, LayeredImage, Names
 from unified_tracker.backends._wandb_objects import TaskObjects
 from unified_tracker.backends._wandb_pictures import Picture, shown_picture
@@ -101,7 +102,8 @@ def draft_sample(report: PredictionReport, store: Store) -> Draft:
             }
         )
     files[TABLE + SUFFIX] = store.put(table.encode(), SUFFIX).file
-    metadata = {"sample": report.sample_digest, "images": len(ids), "classes": len(sample.classes)}
+    content, _ = files_digest(report.sample_files)  # the run directory's own digest tells files by place and time
+    metadata = {"sample": content, "images": len(ids), "classes": len(sample.classes)}
     return Draft(f"{sample.dataset}-val", "dataset", files, metadata=metadata)
 
 
