@@ -323,7 +323,7 @@ class WandbServer:
         else:
             metadata = json.loads(asked.get("metadata") or "{}")
             number = len(self.versions)
-            version = Version(f"a{number}", name, asked["artifactTypeName"], digest, metadata, len(known))
+            version = Version(_identity(number), name, asked["artifactTypeName"], digest, metadata, len(known))
             self.versions.append(version)
         version.wanted = {item["alias"] for item in asked.get("aliases") or []}
         if version.state == "COMMITTED":
@@ -411,6 +411,11 @@ class WandbServer:
             if other.name == version.name:
                 other.aliases -= wanted
         version.aliases |= wanted
+
+
+def _identity(number: int) -> str:
+    """Of a version: base64, as the service's are."""
+    return base64.b64encode(f"ArtifactVersion:{number}".encode()).decode()
 
 
 class _Listener(ThreadingHTTPServer):

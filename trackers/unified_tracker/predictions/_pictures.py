@@ -71,6 +71,7 @@ def picture(source: Source, width: int, height: int, side: int = SIDES[0], quali
                 image = ImageOps.exif_transpose(_drafted(file, side))
             else:
                 image = _drafted(file, side)
+                image.load()  # before the file is closed
             image = _as_rgb(image)
     else:
         image = Image.fromarray(_as_bytes(np.asarray(source)))
