@@ -14,7 +14,14 @@ from tests.browser.documents import CLASSES, count, f1, make_document
 from unified_tracker.predictions._document import Document
 
 View = Callable[..., Page]
-LETTERS = {"m": "missed", "c": "wrong class", "l": "badly placed", "d": "duplicate", "b": "background", "t": "true positive"}
+LETTERS = {
+    "m": "missed",
+    "c": "wrong class",
+    "l": "badly placed",
+    "d": "duplicate",
+    "b": "background",
+    "t": "true positive",
+}
 
 
 @pytest.fixture(scope="module")
@@ -253,7 +260,10 @@ def test_confusion_matrix_adds_up_and_its_cells_filter(view: View, document: Doc
         predicted = (document.evaluations[-1].images[index] or {})["instances"]
         hits = zip(predicted.e[0], predicted.g[0], predicted.l, predicted.s, strict=True)
         assert any(
-            kind == "c" and score >= 0.3 and label == confused[1] and truth(document.images[index]).l[match] == confused[0]
+            kind == "c"
+            and score >= 0.3
+            and label == confused[1]
+            and truth(document.images[index]).l[match] == confused[0]
             for kind, match, label, score in hits
         )
 
