@@ -141,6 +141,12 @@ def test_an_object_of_several_polygons_is_one_mask_and_degenerate_polygons_enclo
     assert [int(bitmap(each).sum()) for each in image.truth["instances"].m] == [200, 0, 0]
 
 
+@pytest.mark.parametrize("corner", [math.nan, math.inf, -1e300])
+def test_a_polygon_to_infinity_is_a_mask_all_the_same(corner: float) -> None:
+    (image,) = show_sample(sample_sheet({1: Detections([0], masks=[[[0, 0, corner, 0, corner, 50, 0, 50]]])}))
+    assert image.truth is not None and bitmap(image.truth["instances"].m[0]).shape == (HEIGHT, WIDTH)
+
+
 def test_masks_that_overlap_stay_whole() -> None:
     masks = [ellipse([10, 10, 60, 60]), ellipse([30, 30, 80, 80])]
     objects = instances(show({1: None}, {1: Detections([0, 1], masks=masks, scores=[0.9, 0.8])}))
