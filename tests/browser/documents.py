@@ -253,7 +253,7 @@ def count(
     """Objects of one image by kind: the letters of the document, and "m" for missed."""
     truth = document.images[index].truth
     predicted = (document.evaluations[evaluation].images[index] or {})["instances"]
-    kinds = {letter: 0 for letter in "tbcldim"}
+    kinds = dict.fromkeys("tbcldim", 0)
     found = set()
     for i, score in enumerate(predicted.s):
         if score < threshold:

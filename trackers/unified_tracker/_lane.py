@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 import os
-import shutil
 import stat
 import sys
 import threading
@@ -24,6 +23,7 @@ from filelock import FileLock
 from unified_tracker import _plugins
 from unified_tracker._backoff import Backoff
 from unified_tracker._errors import DeliveryError, RejectedError, TransientError
+from unified_tracker._guard import make_private
 from unified_tracker._journal import ATTEMPT_SHIFT, JournalReader
 from unified_tracker._ledger import Held, Ledger
 from unified_tracker._mask import mask_text
@@ -203,18 +203,20 @@ class Lane:
         self._retention.delivered(entry)
 
     def _log_media(self, entry: Entry, staged: StagedFile) -> None:
-        if why := changed(self._directory.path, staged):
-            raise RejectedError(why)
+        self._refuse_if_changed(staged)
         self._tracker.log_media(entry, locate(self._directory.path, staged))
 
     def _log_artifact(self, entry: Entry, record: Artifact) -> None:
         files = {}
+        shared = []
         for staged in record.files:
-            self._make_private(locate(self._directory.path, staged))
-            if why := changed(self._directory.path, staged):
-                raise RejectedError(why)
-            files[staged.path] = locate(self._directory.path, staged)
+            path = files[staged.path] = locate(self._directory.path, staged)
+            if not make_private(path):  # usually the guard has done it; here the disk has no room
+                shared.append(staged)
+            self._refuse_if_changed(staged)
         self._tracker.log_artifact(entry, files)
+        for staged in shared:
+            self._refuse_if_changed(staged)
 
     def _log_predictions(self, entry: Entry) -> None:
         """Make the report, and store it as the tracker likes best: in its own way, or as files of an artifact."""
@@ -227,24 +229,9 @@ class Lane:
         else:
             self._tracker.log_artifact(entry._replace(record=report.artifact), report.files)
 
-    @staticmethod
-    def _make_private(path: Path) -> None:
-        """Turn a hard link into a file of its own: from here on nobody can write over its bytes in place."""
-        try:
-            if path.stat().st_nlink < 2:
-                return
-            copy = path.with_name(f".{path.name}.{os.getpid()}")
-            shutil.copy2(path, copy)  # keeps the modification time, by which `changed` recognises the bytes
-            before = path.stat()
-            after = copy.stat()
-            if (before.st_size, before.st_mtime_ns) == (after.st_size, after.st_mtime_ns):
-                os.replace(copy, path)
-            else:  # written over while it was copied: `changed` says so
-                copy.unlink()
-        except FileNotFoundError:
-            return
-        except OSError as error:
-            raise TransientError(f"{path} cannot be copied: {error}") from error
+    def _refuse_if_changed(self, staged: StagedFile) -> None:
+        if why := changed(self._directory.path, staged):
+            raise RejectedError(why)
 
     def _send(
         self,
@@ -298,7 +285,8 @@ class Lane:
             tries: After how many failures that point to the records they are suspected.
             verdict: A record that is suspected is set aside afterwards, not only tried in other company.
         """
-        unsorted = suspect = 0
+        unsorted = suspect = proofs = 0
+        alone = verdict and len(batch) == 1 and not _parts(batch[0])
         since = self._clock.monotonic()
         self._backoff.reset()
         while True:
@@ -314,8 +302,10 @@ class Lane:
                 trouble = str(error)
                 asked = error.retry_after_s if isinstance(error, TransientError) else None
                 suspect = suspect + 1 if isinstance(error, TransientError) and error.suspect else 0
-                if suspect >= tries and batch and self._takes_others(batch, verdict=verdict):
-                    raise SuspectError(trouble) from error
+                if suspect >= tries and batch:
+                    proofs = proofs + 1 if self._takes_others(batch if alone else ()) else 0
+                    if proofs > alone:  # a value is tried once more: perhaps the trouble was over just now
+                        raise SuspectError(trouble) from error
             except Exception as error:
                 _log.exception("unsorted error of backend %s", self._backend)
                 unsorted += 1
@@ -334,18 +324,17 @@ class Lane:
                 raise GaveUp
             self._clock.sleep(wait_s)
 
-    def _takes_others(self, batch: Sequence[Entry], *, verdict: bool) -> bool:
+    def _takes_others(self, batch: Sequence[Entry]) -> bool:
         """True if the backend is not simply down.
 
         Before a value is set aside the backend must take something of the same kind; before a batch is only halved it
-        is enough that it takes anything.
+        is enough that it takes anything, and `batch` is empty.
         """
         canary: Callable[[Sequence[Entry]], None] | None = getattr(self._tracker, "canary", None)
         if canary is None:
             return False
-        alone = verdict and len(batch) == 1 and not _parts(batch[0])
         try:
-            canary(batch if alone else ())
+            canary(batch)
         except Exception:  # noqa: BLE001 -- whatever it is: the records are not alone in their trouble
             return False
         return True
@@ -412,6 +401,7 @@ class Lane:
             tags["unified_tracker.reason"] = finished.reason
         if aside:
             tags["unified_tracker.set_aside"] = str(len(aside))
+            tags["unified_tracker.set_aside_why"] = "; ".join(f"{what}: {why}" for _, what, why in aside[:NOTES])[:5000]
         if lost:
             tags["unified_tracker.lost"] = str(lost)
         self._set_own_tags(tags, ended)

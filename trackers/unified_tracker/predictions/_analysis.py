@@ -152,11 +152,11 @@ def _show(regions: Regions, *, scores: bool) -> ShownObjects:
     keypoints = regions.keypoints
     return ShownObjects(
         l=regions.labels.tolist(),
-        b=_finite(np.round(boxes, 1)).reshape(-1).tolist() if regions.with_boxes else [],
+        b=np.round(boxes, 1).reshape(-1).tolist() if regions.with_boxes else [],
         m=[mask["counts"].decode("ascii") for mask in regions.masks or []],
-        k=[] if keypoints is None else _finite(np.round(keypoints, 2)).reshape(len(regions), -1).tolist(),
+        k=[] if keypoints is None else np.round(keypoints, 2).reshape(len(regions), -1).tolist(),
         c=np.flatnonzero(regions.crowd).tolist(),
-        s=_round_down(_finite(regions.scores)).tolist() if scores else [],
+        s=_round_down(regions.scores).tolist() if scores else [],
     )
 
 
@@ -164,7 +164,3 @@ def _round_down(scores: Floats) -> Floats:
     """To four decimals, so that what is below a threshold of so many decimals stays below it."""
     nearest = np.round(scores, 4)
     return np.where(nearest > scores, np.round(nearest - 1e-4, 4), nearest)
-
-
-def _finite(values: Floats) -> Floats:
-    return np.asarray(np.nan_to_num(values))  # what a diverged model says; JSON has no NaN

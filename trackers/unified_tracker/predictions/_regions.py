@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Final
 
 import numpy as np
 import numpy.typing as npt
@@ -13,6 +14,7 @@ from unified_tracker.predictions._document import ShownObjects
 from unified_tracker.predictions._sheets import Array, Objects
 
 Floats = npt.NDArray[np.float64]
+FARTHEST: Final = 1e7  # pixels
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,7 +24,7 @@ class Regions:
     Attributes:
         order: (n,) index that each has in the `Objects`.
         labels: (n,) int.
-        scores: (n,) float; NaN counts as lower than all others. Zeros for true objects.
+        scores: (n,) float; zeros for true objects.
         crowd: (n,) bool.
         boxes: (n, 4) x y width height in pixels: the given ones, else around the masks, else around the keypoints.
         with_boxes: Whether they were given.
@@ -78,7 +80,8 @@ class Regions:
 
 
 def _float(array: Array) -> Floats:
-    return array.values().astype(np.float64)
+    """A diverged model says NaN and infinity; JSON and the geometry have neither."""
+    return np.clip(np.nan_to_num(array.values().astype(np.float64)), -FARTHEST, FARTHEST)
 
 
 def _around(keypoints: Floats | None, count: int) -> Floats:
@@ -104,12 +107,12 @@ def overlaps(predicted: Regions, true: Regions) -> Floats:
         found = coco.iou(predicted.masks, true.masks, true.crowd.astype(int).tolist())
     else:
         found = coco.iou(predicted.boxes, true.boxes, true.crowd.astype(int).tolist())
-    return np.nan_to_num(np.asarray(found, np.float64), posinf=0, neginf=0)  # boxes of a diverged model
+    return np.nan_to_num(np.asarray(found, np.float64))  # two empty boxes
 
 
-COCO_SIGMAS = np.array([26, 25, 25, 35, 35, 79, 79, 72, 72, 62, 62, 107, 107, 87, 87, 89, 89]) / 1000
+COCO_SIGMAS: Final = np.array([26, 25, 25, 35, 35, 79, 79, 72, 72, 62, 62, 107, 107, 87, 87, 89, 89]) / 1000
 """Of COCO's 17 keypoints, as in pycocotools."""
-UNIFORM_SIGMA = 0.05
+UNIFORM_SIGMA: Final = 0.05
 """Of keypoints that nobody has measured how exactly people place them."""
 
 

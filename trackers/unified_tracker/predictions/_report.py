@@ -14,42 +14,54 @@ Made once, by the lane that comes first; the other one finds it. Nothing in here
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import os
 import shutil
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import msgspec
 import numpy as np
 from filelock import FileLock
 
-from unified_tracker._errors import RejectedError
+from unified_tracker._errors import RejectedError, TrackerError
 from unified_tracker._rundir import RunDirectory
 from unified_tracker._staging import changed, locate
 from unified_tracker.predictions import _sheets
-from unified_tracker.predictions._analysis import show_evaluation, show_sample
+from unified_tracker.predictions._analysis import Analysis, analyse, show_sample
 from unified_tracker.predictions._annotations import coco_annotations, image_names
-from unified_tracker.predictions._document import Document, ShownEvaluation, ShownImage
-from unified_tracker.predictions._exports import write_coco_results, write_parquet
-from unified_tracker.predictions._figures import draw_figures
-from unified_tracker.predictions._page import write_page
+from unified_tracker.predictions._coco_results import coco_results_json
+from unified_tracker.predictions._document import ClassRow, Document, ShownEvaluation, ShownImage
+from unified_tracker.predictions._figures import confusion_figure, curves_figure
+from unified_tracker.predictions._page import read_page, write_page
 from unified_tracker.predictions._pictures import Source, fit_pictures
 from unified_tracker.predictions._sample import ImageId
 from unified_tracker.predictions._sheets import ImageSheet, PredictionSheet, SampleSheet
+from unified_tracker.predictions._summary import ERRORS, ImageSummary, summarise
 from unified_tracker.predictions._writer import FOLDER
 from unified_tracker.records import Artifact, Entry, Predictions
 
 PAGE: Final = "index.html"
 RESULTS: Final = "coco_results.json"
-PARQUET: Final = "predictions.parquet"
+PREDICTIONS: Final = "predictions.parquet"
+TRUTH: Final = "truth.parquet"
 EVALUATION: Final = "evaluation.json"  # written last: the rest is there if it is
 EVALUATIONS_A_PAGE: Final = 30
 PICTURE_BYTES: Final = 30 << 20  # of the first page of a sample: later ones hold more evaluations
-IOUS: Final = (0.5, 0.75)
+CLASS_COLUMNS: Final = [
+    *("category", "AP", "AP50", "true positives", "false positives", "missed", "precision", "recall"),
+    *("recall at precision 0.9", "quality"),
+]
+IMAGE_COLUMNS: Final = ["image", "F1", "true positives", "false positives", "missed", *ERRORS.values()]
+
+
+class Table(msgspec.Struct):
+    """Columns and rows, as `Run.log_table` takes them."""
+
+    columns: list[str]
+    data: list[list[Any]]
 
 
 class Recorded(msgspec.Struct):
@@ -114,17 +126,6 @@ class PredictionReport:
         return self._root / PAGE
 
     @property
-    def results(self) -> Path:
-        """Predictions as COCO results."""
-        return self.folder / RESULTS
-
-    @property
-    def parquet(self) -> Path | None:
-        """Predictions as Parquet; None without pyarrow."""
-        path = self.folder / PARQUET
-        return path if path.exists() else None
-
-    @property
     def figures(self) -> dict[str, Path]:
         """Name to PNG: confusion matrix, precision over recall."""
         return {path.stem: path for path in sorted(self.folder.glob("*.png"))}
@@ -132,8 +133,28 @@ class PredictionReport:
     @property
     def files(self) -> Mapping[str, Path]:
         """What the artifact `run-<run id>-predictions` holds: name to file."""
-        found = {PAGE: self.page, RESULTS: self.results}
-        return found | ({PARQUET: self.parquet} if self.parquet else {})
+        data = [path for pattern in ("*.parquet", f"*{RESULTS}") for path in self.folder.glob(pattern)]
+        return {PAGE: self.page, **{path.name: path for path in sorted(data)}}
+
+    @cached_property
+    def tables(self) -> dict[str, Table]:
+        """Name to table: the classes of each task, and the images, worst first."""
+        tables: dict[str, Table] = {}
+        for task, rows in self.evaluation.classes.items():
+            suffix = "" if task == "instances" else f"_{task}"
+            tables[f"per_class{suffix}"] = Table(CLASS_COLUMNS, [self._class_row(row) for row in rows])
+            worst = sorted(summarise(self.images, self.evaluation, task=task), key=lambda each: (each.f1, each.name))
+            tables[f"worst_images{suffix}"] = Table(IMAGE_COLUMNS, [_image_row(each) for each in worst])
+        return tables
+
+    def _class_row(self, row: ClassRow) -> list[Any]:
+        name = "all" if row.label < 0 else self.sample.classes[row.label]
+        return [name, *msgspec.to_builtins(row)[1:]]
+
+    @property
+    def objects(self) -> int:
+        """How many true objects the sample has."""
+        return sum(len(each) for image in self.sample.images for each in (image.truth or {}).values())
 
     @property
     def sample_files(self) -> dict[str, Path]:
@@ -182,28 +203,45 @@ class PredictionReport:
     def _make(self, sequence: int) -> None:
         record = self._record
         self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        evaluation = show_evaluation(
-            self.sample,
-            self.predictions,
+        analysis = analyse(self.sample, self.predictions)
+        evaluation = analysis.show(
             id=self.folder.name,
             label=_label(record),
             run=self.run.id,
             step=record.step,
             epoch=record.epoch,
-            ious=IOUS,
         )
         self.__dict__["evaluation"] = evaluation
         if not self._pictures.exists():
             _write(self._pictures, msgspec.json.encode(self._shown_images(evaluation)))
-        write_coco_results(self.sample, self.predictions, self.results)
-        with contextlib.suppress(ImportError):  # pyarrow comes with MLflow
-            write_parquet(self.sample, self.predictions, evaluation, self.folder / PARQUET)
-        for name, content in draw_figures(self.sample, evaluation).items():
-            _write(self.folder / f"{name}.png", content)
+        for task in analysis.scores:
+            name = RESULTS if task == "instances" else f"{task}_{RESULTS}"
+            _write(self.folder / name, coco_results_json(self.sample, self.predictions, task=task))
+        self._write_parquet(analysis)
+        self._draw(analysis)
         title = f"{self.sample.dataset}, {evaluation.label}"
         self._write_page(title, [evaluation], self.page, ())
         _write(self.folder / EVALUATION, msgspec.json.encode(Recorded(sequence, self.sample_digest, evaluation)))
         self._make_overview()
+
+    def _draw(self, analysis: Analysis) -> None:
+        classes, threshold = self.sample.classes, self.predictions.score_threshold
+        for task, scores in analysis.scores.items():
+            suffix = "" if task == "instances" else f"_{task}"
+            matrix = confusion_figure(scores.confusion, classes, iou=analysis.ious[0], threshold=threshold)
+            _write(self.folder / f"confusion_matrix{suffix}.png", matrix)
+            if scores.curves is not None:
+                _write(self.folder / f"precision_recall{suffix}.png", curves_figure(scores.curves, classes))
+
+    def _write_parquet(self, analysis: Analysis) -> None:
+        try:
+            from unified_tracker.predictions._parquet import predictions_parquet, truth_parquet
+
+            tables = {PREDICTIONS: predictions_parquet(analysis), TRUTH: truth_parquet(analysis)}
+        except ImportError:  # pyarrow comes with MLflow
+            return
+        for name, content in tables.items():
+            _write(self.folder / name, content)
 
     def _make_overview(self) -> None:
         recorded = [self._recorded(path) for path in self._root.glob(f"*/{EVALUATION}")]
@@ -297,6 +335,40 @@ class PredictionReport:
     @staticmethod
     def _recorded(path: Path) -> Recorded:
         return msgspec.json.decode(path.read_bytes(), type=Recorded)
+
+
+def page_at(page: Path, iou: float, target: Path) -> Path:
+    """The page of a run directory once more, matched at another IoU threshold beside the usual ones.
+
+    Args:
+        page: `predictions/index.html` of a run directory, or the page of one evaluation in it.
+        iou: The threshold, 0 to 1.
+        target: Where to write.
+
+    Raises:
+        TrackerError: The page is not in a run directory: the sheets with masks and exact boxes are only there.
+    """
+    root = next((folder for folder in page.parents if folder.name == FOLDER), None)
+    if root is None or not list(root.glob("*.sample")):
+        raise TrackerError(f"{page} is not in a run directory: it cannot be matched again")
+    document = read_page(page)
+    for evaluation in document.evaluations:
+        recorded = msgspec.json.decode((root / evaluation.id / EVALUATION).read_bytes(), type=Recorded)
+        (sheet,) = root.glob(f"{evaluation.id.rpartition('-')[2]}*.predictions")
+        sample = _sheets.decode_sample((root / f"{recorded.sample}.sample").read_bytes())
+        predictions = _sheets.decode_predictions(sheet.read_bytes())
+        ious = tuple(dict.fromkeys((iou, *evaluation.ious)))
+        again = analyse(sample, predictions, ious).show(
+            id=evaluation.id, label=evaluation.label, run=evaluation.run, step=evaluation.step, epoch=evaluation.epoch
+        )
+        document.evaluations[document.evaluations.index(evaluation)] = again
+    write_page(document, target)
+    return target
+
+
+def _image_row(summary: ImageSummary) -> list[Any]:
+    counts = (summary.true_positives, summary.false_positives, summary.missed)
+    return [summary.name, round(summary.f1, 4), *counts, *summary.errors.values()]
 
 
 def _label(record: Predictions) -> str:

@@ -16,6 +16,7 @@ import numpy.typing as npt
 
 from unified_tracker._errors import RecordError
 from unified_tracker.predictions._detections import Detections, Task, TaskDetections
+from unified_tracker.predictions._runlengths import encode_bitmap
 from unified_tracker.predictions._sample import ImageId
 
 MOST_OBJECTS: Final = 300  # of one image and task, the best by score; LVIS evaluates as many
@@ -189,13 +190,10 @@ def _pack_masks(masks: Any, height: int, width: int) -> list[Mask]:
 
 
 def _pack_bitmaps(masks: list[Any], height: int, width: int) -> list[Mask]:
-    from pycocotools import mask as coco  # 20 ms; runs without masks do not need it
-
     for mask in masks:
         if mask.shape != (height, width):
             raise RecordError(f"masks must have the size of the image, ({height}, {width}), not {mask.shape}")
-    bitmaps = [np.asfortranarray(mask.astype(bool, copy=False).view(np.uint8)) for mask in masks]
-    return [coco.encode(bitmap)["counts"] for bitmap in bitmaps]
+    return [encode_bitmap(mask) for mask in masks]
 
 
 def _pack_mask(mask: Any, height: int, width: int) -> Mask:

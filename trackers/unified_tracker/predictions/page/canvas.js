@@ -39,6 +39,8 @@ function thingsOf(shown, evaluation, settings, index, before = null) {
   const chosen = settings.classes.size ? settings.classes : null;
   const found = truth && predicted ? fillFound(truth, predicted, settings.iou, settings.threshold, []) : null;
   const once = truth && before ? foundThen(truth, before, evaluation, settings, index) : null;
+  // Regions have no scores of their own.
+  const scored = settings.task === "instances" || predicted?.s.some((score) => score !== 1);
   const truths = [];
   const crowd = new Set(truth?.c ?? []);
   for (let i = 0; i < (truth?.l.length ?? 0); i++) {
@@ -56,21 +58,21 @@ function thingsOf(shown, evaluation, settings, index, before = null) {
     if (scoreOf(predicted, i) < settings.threshold || (chosen && !chosen.has(predicted.l[i]))) continue;
     const kind = KINDS[truth ? kindOf(predicted, i, settings.iou) : UNJUDGED];
     const other = truth ? (kind.letter === "t" ? predicted.g[settings.iou][i] : counterpart(truth, predicted, i, settings.iou)) : -1;
-    predictions.push({ ...thing(predicted, i, true), letter: kind.letter, other });
+    predictions.push({ ...thing(predicted, i, scored), predicted: true, letter: kind.letter, other });
   }
   return { truths, predictions };
 }
 
 /** @returns {Thing} */
-function thing(objects, i, predicted) {
+function thing(objects, i, scored) {
   return {
     index: i,
-    predicted,
+    predicted: false,
     letter: "u",
     found: false,
     label: objects.l[i],
-    score: predicted && objects.s.length ? objects.s[i] : null,
-    overlap: predicted && objects.o.length ? objects.o[i] : null,
+    score: scored && objects.s.length ? objects.s[i] : null,
+    overlap: objects.o.length ? objects.o[i] : null,
     box: objects.b.length ? objects.b.slice(4 * i, 4 * i + 4) : null,
     mask: objects.m[i] ?? "",
     keypoints: objects.k[i] ?? null,

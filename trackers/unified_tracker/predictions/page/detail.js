@@ -13,16 +13,12 @@ class Detail {
     this.title = element("h2", { className: "name" });
     this.where = element("span", { className: "quiet" });
     this.counts = element("p", { className: "counts" });
-    this.panes = element("div", { className: "panes" });
+    this.panes = element("div", { className: "panes", tabIndex: -1 });
     this.objects = element("div", { className: "objects", role: "list", "aria-label": "objects" });
     this.modes = segments("panes", [{ value: "beside", text: "side by side", title: "s" }, { value: "over", text: "overlaid", title: "s" }], "beside", (panes) => page.set({ panes }));
     this.toggles = element("span", { className: "toggles" });
     const button = (text, title, press) => element("button", { type: "button", title, "aria-label": title, on: { click: press } }, text);
-    this.score = element("label", { className: "score" });
-    this.range = element("input", { type: "range", min: 0, max: 1, step: 0.01, "aria-label": "score threshold" });
-    this.range.addEventListener("input", () => page.setThreshold(Number(this.range.value)));
-    this.exact = element("output");
-    this.score.append("score ≥ ", this.range, this.exact);
+    this.score = scoreSlider(page);
     this.dialog = element(
       "dialog",
       { className: "detail", "aria-label": "image" },
@@ -48,7 +44,10 @@ class Detail {
     this.position = position;
     this.view = { zoom: 1, x: 0.5, y: 0.5 };
     this.lit = null;
-    if (!this.dialog.open) this.dialog.showModal();
+    if (!this.dialog.open) {
+      this.dialog.showModal();
+      this.panes.focus(); // not the first control: arrows would move that
+    }
     this.update();
   }
 
@@ -78,8 +77,7 @@ class Detail {
     this.title.textContent = picture.name;
     this.title.title = picture.name;
     this.where.textContent = `${this.position + 1} of ${page.order.length} · ${picture.width} × ${picture.height} · id ${picture.id}`;
-    this.range.value = String(page.settings.threshold);
-    this.exact.textContent = page.settings.threshold.toFixed(2);
+    this.score.setValue(page.settings.threshold);
     this.modes.setValue(page.settings.panes);
     this.modes.hidden = !page.shown.images[this.index].truth && !page.before;
     this.toggles.replaceChildren(...page.displayToggles());
@@ -258,6 +256,12 @@ class Detail {
     this.draw();
   }
 
+  /** Zoom in or out around the middle. */
+  zoomBy(factor) {
+    const [canvas] = this.canvases;
+    this.zoomAt(canvas, [canvas.width / 2, canvas.height / 2], factor);
+  }
+
   reset() {
     this.view = { zoom: 1, x: 0.5, y: 0.5 };
     this.draw();
@@ -311,7 +315,7 @@ class Detail {
     const wrong = counts.errors[this.index] - of("m");
     if (!counts.there[this.index]) this.counts.textContent = "This evaluation did not see this image.";
     else if (!counts.judged[this.index]) this.counts.textContent = `${plural(of("u"), "prediction")} at score ≥ ${settings.threshold.toFixed(2)}; no ground truth`;
-    else this.counts.textContent = `F1 ${number(counts.f1[this.index])} · ${of("t")} true positive · ${wrong} false positive · ${of("m")} missed`;
+    else this.counts.textContent = `F1 ${number(counts.f1[this.index])} · ${plural(of("t"), "true positive")} · ${plural(wrong, "false positive")} · ${of("m")} missed`;
     if (!change?.both[this.index]) return;
     const by = change.errors[this.index];
     const text = by ? `${Math.abs(by)} ${by < 0 ? "fewer" : "more"} errors` : "as many errors";

@@ -153,7 +153,7 @@ class Grid {
       parts.push(element("span", { className: "quiet" }, (said = `${plural(of("u"), "prediction")}, no ground truth`)));
     else {
       const wrong = counts.errors[index] - of("m");
-      said = `F1 ${number(counts.f1[index])}, ${of("t")} true positive, ${wrong} false positive, ${of("m")} missed`;
+      said = `F1 ${number(counts.f1[index])}, ${plural(of("t"), "true positive")}, ${plural(wrong, "false positive")}, ${of("m")} missed`;
       parts.push(
         element("b", { className: "f1" }, `F1 ${number(counts.f1[index])}`),
         element("span", { className: "right" }, `${of("t")} TP`),

@@ -51,6 +51,8 @@ async function readDocument() {
     Object.assign(each, { metrics: {}, classes: {}, confusion: {}, ...each });
     each.images = shown.images.map((_, index) => filled(each.images?.[index]));
   }
+  if (!shown.evaluations.length)
+    shown.evaluations.push({ id: "", label: "no evaluation", run: "", split: "", threshold: 0, ious: [0.5], metrics: {}, classes: {}, images: shown.images.map(() => null) });
   return { keypoint_names: [], skeleton: [], notes: [], ...shown };
 }
 
@@ -102,8 +104,11 @@ function fillFound(truth, predicted, iou, threshold, found) {
  * @typedef {{kinds: Int32Array, truths: Int32Array, judged: Uint8Array, f1: Float64Array, errors: Int32Array,
  *   worst: Float64Array, classes: Int32Array, total: Int32Array, there: Uint8Array}} Counts
  *   `kinds`: KINDS.length an image. `judged`: truth and predictions are known. `there`: it was evaluated.
- *   `worst`: highest score of a false positive. `classes`: true positives, false positives, missed of each class.
+ *   `worst`: highest score of a false positive. `classes`: true positives, false positives, missed, and all predictions
+ *   of each class.
  */
+
+const PER_CLASS = 4;
 
 /** @returns {Counts} */
 function countAll(shown, evaluation, settings) {
@@ -116,7 +121,7 @@ function countAll(shown, evaluation, settings) {
     f1: new Float64Array(images).fill(NaN),
     errors: new Int32Array(images),
     worst: new Float64Array(images).fill(-1),
-    classes: new Int32Array(shown.classes.length * 3),
+    classes: new Int32Array(shown.classes.length * PER_CLASS),
     total: new Int32Array(KINDS.length),
   };
   const found = [];
@@ -139,17 +144,18 @@ function countImage(shown, evaluation, settings, index, counts, found) {
     if (score < settings.threshold || (chosen && !chosen.has(label))) continue;
     const kind = truth ? kindOf(predicted, i, settings.iou) : UNJUDGED;
     counts.kinds[start + kind]++;
+    counts.classes[label * PER_CLASS + 3]++;
     if (KINDS[kind].error) {
-      counts.classes[label * 3 + 1]++;
+      counts.classes[label * PER_CLASS + 1]++;
       if (score > counts.worst[index]) counts.worst[index] = score;
-    } else if (KINDS[kind].letter === "t") counts.classes[label * 3]++;
+    } else if (KINDS[kind].letter === "t") counts.classes[label * PER_CLASS]++;
   }
   if (truth) {
     fillFound(truth, predicted, settings.iou, settings.threshold, found);
     for (let i = 0; i < found.length; i++) {
       if (found[i] !== -1 || (chosen && !chosen.has(truth.l[i]))) continue;
       counts.kinds[start + MISSED]++;
-      counts.classes[truth.l[i] * 3 + 2]++;
+      counts.classes[truth.l[i] * PER_CLASS + 2]++;
     }
     const right = counts.kinds[start + KIND.get("t").index];
     for (let kind = 0; kind < KINDS.length; kind++)

@@ -17,8 +17,8 @@ const HELP = [
   ["s", "large view: side by side or overlaid"],
   ["c", "colours by kind or by class"],
   ["+ −", "score threshold up and down"],
-  ["0", "large view: whole image"],
-  ["wheel, drag, pinch", "large view: zoom and move; double click: whole image"],
+  ["z x 0", "large view: zoom in, out, whole image"],
+  ["wheel drag", "large view: zoom and move; a click on an object in the list goes there"],
   ["?", "this help"],
 ];
 
@@ -42,7 +42,7 @@ class Page {
       sort: "f1",
       change: "",
       ...{ truth: true, predictions: true, masks: true, keypoints: true, labels: true },
-      byClass: false,
+      byClass: this.tasks[0] !== "instances",
       size: "medium",
       view: "images",
       panes: "beside",
@@ -78,8 +78,9 @@ class Page {
       const iou = this.now.ious[settings.iou] === undefined ? 0 : settings.iou;
       Object.assign(settings, { iou, before: settings.before === settings.evaluation ? -1 : settings.before });
     }
-    if (settings.before < 0 && ["fixed", "broken"].includes(settings.sort)) settings.sort = "f1";
     if (settings.before < 0) settings.change = "";
+    // Regions are told apart by their class first.
+    if (changes.task) settings.byClass = changes.task !== "instances";
     const fresh = ["text", "sort", "change", "cell", "classes", "kinds", "task"].some((name) => name in changes);
     this.compute(fresh);
   }
@@ -114,12 +115,15 @@ class Page {
       this.countsBefore = countAll(shown, this.before, earlier);
       this.change = compareAll(shown, this.now, this.before, settings, this.counts, this.countsBefore);
     }
+    if (!this.sorts().includes(settings.sort)) settings.sort = this.sorts()[0];
+    if (!this.judged && ["classes", "confusion"].includes(settings.view)) settings.view = "images";
     const open = this.detail.open ? this.detail.index : -1;
     this.order = arrange(shown, this.now, settings, this.counts, this.change);
     this.showSummary();
     this.panel.update();
     this.showToolbar();
     for (const [name, tab] of this.tabs) {
+      tab.hidden = !this.judged && ["classes", "confusion"].includes(name);
       tab.setAttribute("aria-selected", String(name === settings.view));
       tab.tabIndex = name === settings.view ? 0 : -1;
     }
@@ -171,7 +175,8 @@ class Page {
       element("div", { className: "titles" }, element("h1", { title: shown.title }, shown.title), element("span", { className: "quiet" }, shown.dataset), notes),
       element("div", { className: "buttons" }, this.menu, theme, help),
     );
-    const main = element("main", {}, this.summary, element("div", { className: "views" }, tablist, this.toolbar), this.filters, ...this.views.values());
+    this.score = scoreSlider(this);
+    const main = element("main", {}, this.summary, element("div", { className: "views" }, tablist, this.score, this.toolbar), this.filters, ...this.views.values());
     const app = document.getElementById("app");
     app.replaceChildren(head, element("div", { className: "columns" }, this.panel.node, main), this.detail.dialog, this.help);
     app.setAttribute("aria-busy", "false");
@@ -183,13 +188,14 @@ class Page {
     this.toggles = element("span", { className: "toggles" });
     const sizes = Object.keys(CARD_WIDTHS).map((size) => ({ value: size, text: size[0].toUpperCase(), title: `${size} pictures` }));
     this.sizes = segments("size of the pictures", sizes, this.settings.size, (size) => this.set({ size }));
-    this.toolbar.append(this.sort, this.toggles, this.sizes);
+    this.toolbar.append(this.sort, this.sizes, this.toggles);
   }
 
   displayToggles() {
     const { shown, settings } = this;
     const masks = this.hasMasks ??= shown.evaluations.some((each) => each.images.some((image) => image && Object.values(image).some((objects) => objects.m.length)));
-    const there = { masks, keypoints: shown.keypoint_names.length > 0 || shown.skeleton.length > 0 };
+    const truth = this.hasTruth ??= shown.images.some((image) => image.truth);
+    const there = { truth, masks, keypoints: shown.keypoint_names.length > 0 || shown.skeleton.length > 0 };
     const made = DISPLAY.filter(({ name }) => there[name] ?? true).map(({ name, text, key }) =>
       toggle(text, key ? `${text} (${key})` : text, settings[name], (on) => this.set({ [name]: on }), name),
     );
@@ -197,15 +203,22 @@ class Page {
     return made;
   }
 
+  /** Orders that mean something now. */
+  sorts() {
+    const judged = this.judged ? ["f1", "errors", "confident"] : [];
+    return [...judged, ...(this.before && this.judged ? ["fixed", "broken"] : []), "objects", "name", "order"];
+  }
+
   showToolbar() {
     const { settings } = this;
-    const sorts = Object.entries(SORTS).filter(([name]) => this.before || !["fixed", "broken"].includes(name));
+    const sorts = Object.entries(SORTS).filter(([name]) => this.sorts().includes(name));
     fillChoice(this.sort, sorts.map(([value, text]) => ({ value, text })), settings.sort);
     const focused = document.activeElement?.dataset?.key;
     const had = focused && this.toggles.contains(document.activeElement);
     this.toggles.replaceChildren(...this.displayToggles());
     if (had) [...this.toggles.children].find((each) => each.dataset.key === focused)?.focus();
     this.sizes.setValue(settings.size);
+    this.score.setValue(settings.threshold);
     this.toolbar.hidden = settings.view !== "images";
     this.showFilters();
   }
@@ -270,7 +283,7 @@ class Page {
     const by = { ArrowRight: 1, ArrowLeft: -1 }[event.key];
     if (!by) return;
     event.stopPropagation();
-    const names = [...this.tabs.keys()];
+    const names = [...this.tabs.keys()].filter((name) => !this.tabs.get(name).hidden);
     const next = names[(names.indexOf(this.settings.view) + by + names.length) % names.length];
     this.set({ view: next });
     this.tabs.get(next).focus();
@@ -337,11 +350,8 @@ class Page {
     settings.classes = new Set(parts("classes").map(Number).filter((label) => label in shown.classes));
     settings.kinds = new Set(parts("kinds").filter((letter) => KIND.has(letter)));
     for (const { name } of DISPLAY) settings[name] = !parts("off").includes(name);
-    settings.byClass = said.get("by") === "class";
-    if (settings.before < 0) {
-      settings.change = "";
-      if (["fixed", "broken"].includes(settings.sort)) settings.sort = "f1";
-    }
+    if (said.has("evaluation")) settings.byClass = said.get("by") === "class";
+    if (settings.before < 0) settings.change = "";
     return within("image", 0, shown.images.length - 1) ? Math.floor(Number(said.get("image"))) : -1;
   }
 
@@ -379,6 +389,8 @@ class Page {
     if (key === "ArrowRight" || key === "j") detail.step(1);
     else if (key === "ArrowLeft" || key === "k") detail.step(-1);
     else if (key === "0") detail.reset();
+    else if (key === "z") detail.zoomBy(1.5);
+    else if (key === "x") detail.zoomBy(1 / 1.5);
     else if (key === "s") this.set({ panes: this.settings.panes === "over" ? "beside" : "over" });
     else return false;
     return true;

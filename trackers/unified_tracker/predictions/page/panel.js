@@ -58,6 +58,7 @@ class Panel {
     this.exact = element("input", { type: "number", min: 0, max: 1, step: 0.01, "aria-label": "score threshold, number" });
     this.exact.addEventListener("input", changed(this.exact));
     this.histogram = element("canvas", { className: "histogram", width: 480, height: 88, role: "img" });
+    this.histogram.title = "right and wrong predictions by score; the line is F1 with the threshold there";
     this.best = element("button", { type: "button", className: "link" });
     this.best.addEventListener("click", () => page.setThreshold(this.bestScore));
     this.start = element("button", { type: "button", className: "link" });
@@ -67,11 +68,11 @@ class Panel {
   }
 
   update() {
-    const { shown, settings, page = this.page } = this.page;
+    const { settings, page = this.page } = this.page;
     fillChoice(this.evaluation, this.evaluationOptions(), String(settings.evaluation));
     this.showComparison();
     this.tasks.setValue(settings.task);
-    this.iouSection.hidden = page.now.ious.length < 2;
+    this.iouSection.hidden = page.now.ious.length < 2 || !page.judged;
     const ious = page.now.ious.map((iou, index) => ({ value: index, text: String(iou) }));
     this.ious.replaceChildren(segments("IoU threshold", ious, settings.iou, (iou) => page.set({ iou: Number(iou) })));
     if (document.activeElement !== this.exact) this.exact.value = settings.threshold.toFixed(2);
@@ -83,7 +84,6 @@ class Panel {
     this.showClasses();
     if (document.activeElement !== this.text) this.text.value = settings.text;
     this.node.classList.toggle("unjudged", !page.judged);
-    this.iouSection.classList.toggle("hidden", shown.evaluations.length === 0);
   }
 
   evaluationOptions(skip = -1) {
@@ -142,7 +142,6 @@ class Panel {
     this.bestScore = best / BINS;
     this.best.textContent = `best F1 ${number(curve[best])} at ${this.bestScore.toFixed(2)}`;
     this.best.hidden = !bins.truths;
-    this.histogram.setAttribute("aria-label", "how many predictions are right and wrong at each score, and F1");
     if (!bins.truths) return;
     context.strokeStyle = style.getPropertyValue("--text");
     context.lineWidth = 2.5;
@@ -168,15 +167,15 @@ class Panel {
   showClasses() {
     const { shown, counts, settings } = this.page;
     const text = this.search.value.trim().toLowerCase();
-    const errors = (label) => counts.classes[label * 3 + 1] + counts.classes[label * 3 + 2];
+    const errors = (label) => counts.classes[label * PER_CLASS + 1] + counts.classes[label * PER_CLASS + 2];
     let labels = shown.classes.map((_, label) => label).filter((label) => !text || shown.classes[label].toLowerCase().includes(text));
     if (labels.length > 12) labels.sort((a, b) => settings.classes.has(b) - settings.classes.has(a) || errors(b) - errors(a) || a - b);
     const more = labels.length - MOST_CLASSES;
     labels = labels.slice(0, MOST_CLASSES);
     const rows = labels.map((label) => {
       const box = element("input", { type: "checkbox", checked: settings.classes.has(label), on: { change: () => this.page.flip("classes", label) } });
-      const [right, wrong, missed] = counts.classes.subarray(label * 3, label * 3 + 3);
-      const value = right + wrong + missed ? number(rates(right, wrong, missed).f1) : "–";
+      const [right, wrong, missed, all] = counts.classes.subarray(label * PER_CLASS, (label + 1) * PER_CLASS);
+      const value = !this.page.judged ? String(all) : right + wrong + missed ? number(rates(right, wrong, missed).f1) : "–";
       const name = className(shown, label);
       return element(
         "label",

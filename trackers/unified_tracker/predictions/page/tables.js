@@ -44,7 +44,7 @@ class Tables {
       reach: known.get(label)?.[8] ?? NaN,
       f1Before: before ? rates(...before).f1 : NaN,
     });
-    const part = (from, label) => from && [...from.classes.subarray(3 * label, 3 * label + 3)];
+    const part = (from, label) => from && [...from.classes.subarray(PER_CLASS * label, PER_CLASS * label + 3)];
     const rows = shown.classes.map((name, label) => row(label, name, part(counts, label), part(countsBefore, label)));
     const all = (from) => from && [summed(from).right, summed(from).wrong, summed(from).missed];
     return [row(-1, "all classes", all(counts), all(countsBefore)), ...rows];

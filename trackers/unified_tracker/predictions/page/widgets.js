@@ -75,6 +75,19 @@ function segments(label, options, value, onChange) {
   return group;
 }
 
+/** The score threshold in one line. */
+function scoreSlider(page) {
+  const range = element("input", { type: "range", min: 0, max: 1, step: 0.01, "aria-label": "score threshold" });
+  range.addEventListener("input", () => page.setThreshold(Number(range.value)));
+  const exact = element("output");
+  const made = element("label", { className: "score" }, "score ≥ ", range, exact);
+  made.setValue = (value) => {
+    range.value = String(value);
+    exact.textContent = value.toFixed(2);
+  };
+  return made;
+}
+
 function number(value, digits = 2) {
   return Number.isFinite(value) ? value.toFixed(digits) : "–";
 }
