@@ -118,12 +118,12 @@ class PredictionLog:
 
     def _log_old_names(self, sequence: int, sample: Sample, version: Version, draft: Draft, deadline: float) -> None:
         """The names that scripts for MMDetection 2.x ask for: W&B follows a reference to a table, pictures and all."""
-        for name, kind, table, source, aliases in (
-            ("val", "dataset", TABLE + SUFFIX, sample.version, ()),
-            (f"run_{self._run.id}_pred", "evaluation", EVALUATION + SUFFIX, version, draft.aliases),
-        ):
-            own = Draft(name, kind, {}, {table: source.reference(table)}, draft.metadata if aliases else {}, aliases)
-            self._versions.log(sequence, own, deadline)
+        table = TABLE + SUFFIX
+        own = Draft("val", "dataset", {}, {table: sample.version.reference(table)})
+        self._versions.log(sequence, own, deadline)
+        table = EVALUATION + SUFFIX
+        own = draft.as_references(f"run_{self._run.id}_pred", version, "evaluation", [table])
+        self._versions.log(sequence, own, deadline)
 
     def _row(
         self, name: str, step: int, report: PredictionReport, prepared: Prepared, version: Version

@@ -63,7 +63,7 @@ class WandbTracker:
     def __init__(self, run: RunInfo, run_dir: Path, options: Mapping[str, Any], *, clock: Clock = time) -> None:
         self._options, self._clock = options, clock
         self._offline = options.get("mode") == "offline"
-        self._own = run_dir / FOLDER
+        self._own, self._id = run_dir / FOLDER, run.id
         self._memory = Memory.read(self._own)
         self.rebuilds: bool = self._offline and self._memory.rebuilds
         self.broken: str | None = None
@@ -263,7 +263,11 @@ class WandbTracker:
         if record.name is None:
             self._files.save(entry.sequence, files)
         else:
-            self._versions.log(entry.sequence, Draft.of(record, record.name, files))
+            deadline, draft = self._versions.deadline(), Draft.of(record, record.name, files)
+            version = self._versions.log(entry.sequence, draft, deadline)
+            if self._options.get("names") == OLD_NAMES and record.name == f"run-{self._id}-model":
+                old = draft.as_references(f"run_{self._run.id}_model", version)
+                self._versions.log(entry.sequence, old, deadline)
         self._sent(entry.sequence)
 
     def held(self) -> int:

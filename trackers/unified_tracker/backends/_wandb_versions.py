@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import base64
 import re
+import threading
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -20,6 +21,7 @@ from unified_tracker.backends._wandb_errors import clean
 from unified_tracker.records import Artifact
 
 WAIT_S: Final = 60.0  # for one call of the lane, however many versions it is about
+LEAST_S: Final = 1.0
 REFUSED: Final = re.compile(r"returned error (400|413|422)|: input: ")  # the request is wrong, not the moment
 
 
@@ -55,6 +57,11 @@ class Draft:
         """What a record says, with these files."""
         return cls(name, record.type, files, references or {}, values.metadata(record), record.aliases)
 
+    def as_references(self, name: str, version: Version, kind: str = "", only: Sequence[str] = ()) -> Draft:
+        """The same under another name: references to the files of what has been logged, or to `only` some of them."""
+        references = {path: version.reference(path) for path in only or self.files}
+        return Draft(name, kind or self.type, {}, references, self.metadata, self.aliases)
+
 
 @dataclass(frozen=True)
 class Version:
@@ -83,7 +90,7 @@ class Versions:
     def __init__(self, run: Any, *, offline: bool, clock: Clock = time) -> None:
         self._run, self._offline, self._clock = run, offline, clock
         self._latest: dict[str, Version] = {}
-        self._uploading: dict[str, tuple[int, Any, Version]] = {}
+        self._uploading: dict[str, tuple[int, _Upload, Version]] = {}
 
     def deadline(self) -> float:
         """Until when one call of the lane may wait for what it logs."""
@@ -108,31 +115,48 @@ class Versions:
                 return version
             # Of the same content W&B moves the aliases, and makes no new version.
             self._run.log_artifact(artifact, aliases=values.aliases(draft.aliases))
-            pending = self._uploading[draft.name] = sequence, artifact, version
-        _, artifact, version = pending
+            pending = self._uploading[draft.name] = sequence, _Upload(artifact), version
+            if not self._offline:
+                pending[1].start()
+        _, upload, version = pending
         if not self._offline:
-            self._await(artifact, draft.name, self.deadline() if deadline is None else deadline)
+            self._await(upload, draft.name, self.deadline() if deadline is None else deadline)
             # W&B writes ids in base64, and in references in hexadecimal.
-            url = f"wandb-artifact://{base64.standard_b64decode(artifact.id).hex()}"
-            version = Version(**{**vars(version), "url": url})
+            url = f"wandb-artifact://{base64.standard_b64decode(upload.artifact.id).hex()}"
+            version = replace(version, url=url)
         del self._uploading[draft.name]
         self._latest[draft.name] = version
         return version
 
-    def _await(self, artifact: Any, name: str, deadline: float) -> None:
+    def _await(self, upload: _Upload, name: str, deadline: float) -> None:
         """Wait until the server has committed an artifact."""
+        upload.join(max(deadline - self._clock.monotonic(), LEAST_S))
+        if upload.is_alive():
+            raise TransientError(f"W&B is still taking artifact {name!r}")
+        if upload.error is None:
+            return
+        del self._uploading[name]
+        if not isinstance(upload.error, ValueError):
+            raise upload.error
+        text = clean(f"artifact {name!r}: {upload.error}")
+        if REFUSED.search(text):
+            raise wandb.Error(text) from upload.error  # the lane tries a few times, then sets it aside
+        raise TransientError(text) from upload.error
+
+
+class _Upload(threading.Thread):
+    """Waits for one artifact without a limit: once a wait with a limit has run out, W&B's client never says the end."""
+
+    def __init__(self, artifact: Any) -> None:
+        super().__init__(name=f"upload of {artifact.name}", daemon=True)
+        self.artifact = artifact
+        self.error: Exception | None = None
+
+    def run(self) -> None:
         try:
-            artifact.wait(timeout=max(1, int(deadline - self._clock.monotonic())))
-        except ValueError as error:
-            del self._uploading[name]
-            text = clean(f"artifact {name!r}: {error}")
-            if REFUSED.search(text):
-                raise wandb.Error(text) from error  # the lane tries a few times, then sets it aside
-            raise TransientError(text) from error
-        except Exception as error:
-            if "Timeout" not in type(error).__name__:
-                raise
-            raise TransientError(f"W&B is still taking artifact {name!r}") from error
+            self.artifact.wait()
+        except Exception as error:  # noqa: BLE001 -- raised in the thread that asks
+            self.error = error
 
 
 def _artifact(draft: Draft) -> Any:
