@@ -11,7 +11,6 @@ from pycocotools import mask as coco
 
 from unified_tracker.predictions._sheets import Mask
 
-
 FARTHEST: Final = 1e5  # pixels, of a polygon's corner
 
 
