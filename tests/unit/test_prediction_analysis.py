@@ -118,7 +118,7 @@ def test_polygons_and_run_lengths_and_bitmaps_are_the_same_mask() -> None:
     mask = np.zeros((HEIGHT, WIDTH), bool)
     mask[20:60, 30:90] = True
     compressed = coco.encode(np.asfortranarray(mask.astype(np.uint8)))
-    counts = [30 * HEIGHT + 20, *[40, 80] * 59, 40, 60 + 69 * HEIGHT]
+    counts = [30 * HEIGHT + 20, *[40, 80] * 59, 40, 60 + 70 * HEIGHT]
     polygon = [[30, 20, 90, 20, 90, 60, 30, 60]]
     forms = {
         "bitmap": mask[None],
