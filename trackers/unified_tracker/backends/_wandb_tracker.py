@@ -26,8 +26,8 @@ import wandb.util
 from PIL import Image
 from wandb.sdk.data_types.utils import val_to_json  # what `log` does with a picture or table, without logging a row
 
+from unified_tracker._backoff import Clock
 from unified_tracker._errors import DeliveryError, RejectedError, TransientError
-from unified_tracker._lane import Clock
 from unified_tracker._naming import Renamer
 from unified_tracker._tracker import Address, RunInfo
 from unified_tracker.backends import _wandb_values as values
