@@ -70,16 +70,22 @@ class Courier:
         batch: Sequence[Entry],
         *,
         files: Sequence[StagedFile] = (),
+        calls: int = 1,
         tries: int = SUSPECT_TRIES,
     ) -> None:
         """Deliver a batch; halve it for as long as it is rejected, down to the single value that is to blame.
+
+        Args:
+            call, batch: What to do, and the records that it is about.
+            files: What it sends.
+            calls, tries: As in `insist`.
 
         Raises:
             GaveUp: For now.
         """
         size = sum(file.size for file in files)
         try:
-            self.insist(lambda: call(batch), batch, file_bytes=size, tries=tries)
+            self.insist(lambda: call(batch), batch, file_bytes=size, calls=calls, tries=tries)
             self.file_bytes += size
         except RejectedError as error:
             whole, batch = batch, _parts(batch[0]) if len(batch) == 1 else batch

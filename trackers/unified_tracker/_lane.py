@@ -55,6 +55,7 @@ IDLE_S: Final = 15.0
 LINGER_S: Final = 600.0
 READ_BYTES: Final = 2 << 20
 VALUES_A_CALL: Final = 1000  # what MLflow takes in one request
+IMAGES_A_CALL: Final = 50  # with predictions: shrunk, stored and uploaded in the time of one call at the least
 CLOSE_CALLS: Final = 8  # closing may wait for everything that a client has queued
 DONE, PENDING = 0, 2
 
@@ -184,8 +185,8 @@ class Lane:
         elif isinstance(record, Artifact):
             self._courier.send(lambda batch: self._log_artifact(batch[0], record), [entry], files=record.files)
         elif isinstance(record, Predictions):
-            staged = (record.sample, record.file)
-            self._courier.send(lambda batch: self._log_predictions(batch[0]), [entry], files=staged)
+            calls = 2 + record.images // IMAGES_A_CALL
+            self._courier.send(lambda batch: self._log_predictions(batch[0]), [entry], calls=calls)
         self._retention.delivered(entry)
 
     def _log_media(self, entry: Entry, staged: StagedFile) -> None:

@@ -48,10 +48,9 @@ PREDICTIONS: Final = "predictions.parquet"
 TRUTH: Final = "truth.parquet"
 EVALUATION: Final = "evaluation.json"  # written last: the rest is there if it is
 EVALUATIONS_A_PAGE: Final = 30
-# Bytes of a picture, on average: a page for each evaluation should stay small, and one of the run shows more. A
-# photograph of 640x480 takes 16 KiB; only larger or noisy ones are shrunk.
-PICTURE_BYTES: Final = 16 << 10
-OVERVIEW_PICTURE_BYTES: Final = 32 << 10
+# Bytes of a picture, on average: a run has many pages. A photograph of 640x480 takes 16 KiB, so that only larger or
+# noisy ones are shrunk.
+PICTURE_BYTES: Final = 20 << 10
 CLASS_COLUMNS: Final = [
     *("category", "AP", "AP50", "true positives", "false positives", "missed", "precision", "recall"),
     *("recall at precision 0.9", "quality"),
@@ -217,7 +216,7 @@ class PredictionReport:
         self._write_parquet(analysis)
         self._draw(analysis)
         title = f"{self.sample.dataset}, {evaluation.label}"
-        self._write_page([evaluation], title, self.page, PICTURE_BYTES)
+        self._write_page([evaluation], title, self.page)
         _write(self.folder / EVALUATION, msgspec.json.encode(Recorded(sequence, self.sample_digest, evaluation)))
         self._make_overview()
 
@@ -251,23 +250,23 @@ class PredictionReport:
             notes.append(f"{left_out} older evaluations are left out; each has a page of its own")
         evaluations = [each.evaluation for each in mine[-EVALUATIONS_A_PAGE:]]
         name = self.run.name or f"run {self.run.id}"
-        self._write_page(evaluations, f"{self.sample.dataset}, {name}", self.overview, OVERVIEW_PICTURE_BYTES, notes)
+        self._write_page(evaluations, f"{self.sample.dataset}, {name}", self.overview, notes)
 
     def _write_page(
-        self, evaluations: list[ShownEvaluation], title: str, target: Path, size: int, notes: Sequence[str] = ()
+        self, evaluations: list[ShownEvaluation], title: str, target: Path, notes: Sequence[str] = ()
     ) -> None:
         """A page. Its pictures are taken from one that is there already, as far as they are of the same sample."""
         images = show_sample(self.sample)
-        for page in (target, *sorted(self._root.glob(f"*/{PAGE}"))) if target == self.page else (target,):
+        for page in (self.overview, *self._root.glob(f"*/{PAGE}")):
             if page.exists() and (before := read_page(page)).sample == self.sample_digest:
                 for image, known in zip(images, before.images, strict=True):
                     image.src, image.why = known.src, known.why
                 break
         document = self._document(title, images, evaluations, notes)
-        self._fit(document, size)
+        self._fit(document)
         write_page(document, target)
 
-    def _fit(self, document: Document, picture_bytes: int) -> None:
+    def _fit(self, document: Document) -> None:
         """Fill in the pictures that are missing, and say why one is."""
         sources: dict[ImageId, Source] = {}
         for shown, image in zip(document.images, self.sample.images, strict=True):
@@ -278,7 +277,7 @@ class PredictionReport:
                 sources[image.id] = np.load(kept, mmap_mode="r", allow_pickle=False)
             else:
                 sources[image.id] = kept
-        room = size_without_pictures(document) + picture_bytes * len(document.images)
+        room = size_without_pictures(document) + PICTURE_BYTES * len(document.images)
         fit_pictures(document, sources, min(room, PAGE_BYTES))
 
     def _document(
