@@ -108,7 +108,7 @@ def faults(session: nox.Session) -> None:
     everything = session.posargs or [
         *("tests/faults", "tests/backends/test_wandb_online.py", "tests/backends/test_wandb_process.py"),
         *("tests/unit/test_journal.py", "tests/unit/test_lane.py", "tests/unit/test_never_in_the_way.py"),
-        "tests/unit/test_staging.py",
+        *("tests/unit/test_staging.py", "tests/unit/test_guard.py"),
     ]
     session.run(
         *(python, "-m", "pytest", "--timeout=3600", "-p", "tests.faults.table"), *everything, env=many, external=True

@@ -8,6 +8,7 @@ trainer.register_hooks([UnifiedTrackerHook(cfg)])
 from __future__ import annotations
 
 from unified_tracker_detectron2._config import add_tracker_config
+from unified_tracker_detectron2._detections import detections_from_instances
 from unified_tracker_detectron2._hook import UnifiedTrackerHook
 
-__all__ = ["UnifiedTrackerHook", "add_tracker_config"]
+__all__ = ["UnifiedTrackerHook", "add_tracker_config", "detections_from_instances"]

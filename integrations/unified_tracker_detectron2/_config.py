@@ -71,6 +71,22 @@ def hook_arguments(cfg: CfgNode) -> dict[str, Any]:
     return arguments
 
 
+def evaluated_datasets(*configs: Any) -> list[str]:
+    """Names of the data sets that an evaluation runs on: of the first configuration that says it.
+
+    Args:
+        configs: `CfgNode` ("DATASETS.TEST"), LazyConfig ("dataloader.test.dataset.names"), None.
+    """
+    for config in configs:
+        for path in (("DATASETS", "TEST"), ("dataloader", "test", "dataset", "names")):
+            found: Any = config
+            for key in path:
+                found = found.get(key) if isinstance(found, Mapping) else None
+            if found:
+                return [found] if isinstance(found, str) else [str(name) for name in found]
+    return []
+
+
 def as_dict(config: Any) -> dict[str, Any]:
     """A configuration of either kind (CfgNode, OmegaConf) as nested plain values; anything else becomes text."""
     if isinstance(config, CfgNode):

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +16,15 @@ from detectron2.engine import HookBase
 from detectron2.utils import comm
 
 from unified_tracker import Run
+from unified_tracker.predictions._collector import Ranks
 from unified_tracker.training import CheckpointFile, Evaluation, RunSettings, TrainingSession, guarded
-from unified_tracker_detectron2 import _metrics
-from unified_tracker_detectron2._config import as_dict, as_yaml, hook_arguments
+from unified_tracker_detectron2 import _facts, _metrics
+from unified_tracker_detectron2._config import as_dict, as_yaml, evaluated_datasets, hook_arguments
+from unified_tracker_detectron2._facts import TrainingSizes
+from unified_tracker_detectron2._predictions import EvaluationResults, EvaluationWatch, ModelListener
 
 CONFIG_FILE = "model-config.yaml"
 WINDOW = 20  # of Detectron2's own writers: the recorded values equal those of its metrics.json
-FILES = ("log.txt", "metrics.json")
-RESULTS = ("*results*.json", "inference/**/*results*.json")  # where evaluators are usually told to write
 
 
 class UnifiedTrackerHook(HookBase):
@@ -66,7 +68,9 @@ class UnifiedTrackerHook(HookBase):
             output_dir: Where the run directory is made; default `cfg.OUTPUT_DIR`, else the checkpointer's folder.
             interval: Iterations between two rows of training metrics.
             log_checkpoint, log_checkpoint_metadata, best_metric, framework_names: As in `TrainingSession`.
-            num_eval_images, score_thresh: Reserved for pictures of predictions, which this version does not record.
+            num_eval_images: Images of each test data set of which every evaluation records predictions, always the same
+                ones; 0 for none, all if there are fewer.
+            score_thresh: Where the score slider of their views starts. All predictions are recorded.
             keep_run_open: Leave `run` open after training; it is finished by `run.finish()` or at exit.
 
         Raises:
@@ -111,12 +115,16 @@ class UnifiedTrackerHook(HookBase):
             "best_metric": given["best_metric"],
             "framework_names": framework_names,
         }
+        self._num_eval_images = int(given["num_eval_images"])
+        self._score_thresh = float(given["score_thresh"])
+        self._watch: EvaluationWatch | None = None
+        self._listener: ModelListener | None = None
         self._session: TrainingSession | None = None
         self._restored: dict[str, Any] = {}
         self._sent_iteration: dict[str, int] = {}
         self._evaluation_period = 0
-        self._images: int | None = None
-        self._dataset_length: int | None = None
+        self._sizes = TrainingSizes()
+        self._tests = 0
 
     @property
     def run(self) -> Run:
@@ -143,6 +151,7 @@ class UnifiedTrackerHook(HookBase):
         """Open the run on rank 0. A wrong configuration is raised here; nothing else is."""
         if comm.is_main_process():
             self._begin()
+        self._listen(getattr(self.trainer, "model", None), lambda: str(self._completed()))
 
     @guarded
     def after_step(self) -> None:
@@ -160,21 +169,92 @@ class UnifiedTrackerHook(HookBase):
     @guarded
     def after_train(self) -> None:
         """Record what the other hooks did at the end, and how the training ended. Runs after a failure as well."""
+        if self._listener is not None:
+            self._listener.stop()
         if self._session is None:
             return
         ended_early = self.trainer.iter < self.trainer.max_iter
         error = sys.exc_info()[1] if ended_early else None
-        self._record(min(self.trainer.iter + 1, self.trainer.max_iter))
-        self._session.training_ended(error, self._files(), keep_open=self._keep_run_open)
+        self._record(self._completed())
+        self._session.training_ended(error, _facts.log_files(self._output_dir), keep_open=self._keep_run_open)
+
+    # ---- evaluation without training ---------------------------------------------------------------------------
+
+    @contextlib.contextmanager
+    def evaluation(self, model: torch.nn.Module, step: int | None = None) -> Iterator[EvaluationResults]:
+        """Record an evaluation that no trainer runs: `--eval-only`, or a test set after training.
+
+        Example:
+            with UnifiedTrackerHook(cfg).evaluation(model) as evaluation:
+                evaluation.results = Trainer.test(cfg, model)
+
+        Opens a run, or goes on with the training's, records the results as "test/..." with the predictions on a sample
+        of the test data sets, and finishes the run unless it was open before. Every process enters it; rank 0 records.
+        An exception marks the run FAILED and is raised again. Not while a training goes on.
+
+        Args:
+            model: What is evaluated.
+            step: Completed iterations of its weights. Default: those of the training, or what the name of
+                `cfg.MODEL.WEIGHTS` says (`model_0000099.pth`), or 0.
+
+        Yields:
+            What takes the results, as `DefaultTrainer.test` and `inference_on_dataset` return them.
+
+        Raises:
+            ConfigurationError: The run cannot be opened.
+        """
+        opened = comm.is_main_process() and self._open_for_evaluation()
+        self._tests += 1
+        name = f"test-{self._tests}"
+        self._listen(model, lambda: name)
+        evaluated = EvaluationResults(self._evaluated_step() if step is None else int(step))
+        try:
+            yield evaluated
+        except BaseException as error:
+            if opened and self._session is not None:
+                self._session.training_ended(error)
+            raise
+        finally:
+            if self._listener is not None:
+                self._listener.stop()
+        self._record_test(evaluated, name)
+        if opened and self._session is not None:
+            self._session.training_ended(None, _facts.log_files(self._output_dir), keep_open=self._keep_run_open)
+
+    def _open_for_evaluation(self) -> bool:
+        """Have an open run; False if there is one already."""
+        session = self._session
+        if session is not None and session.run.active:
+            return False
+        run_id = session.run.id if session is not None else self._restored.get("run_id")
+        run = self._placed_settings().open(id=run_id, rank=0)
+        if session is not None:
+            session.run = run  # the test of a training belongs to the same run
+            run.unfinished_status = "FAILED"
+        else:
+            self._session = TrainingSession(run, **self._session_arguments)
+            self._configure(self._any_config(), _facts.effective_evaluation(self._cfg))
+        return True
+
+    def _evaluated_step(self) -> int:
+        return self._completed() if self.trainer is not None else _facts.step_of_weights(self._cfg)
+
+    @guarded
+    def _record_test(self, evaluated: EvaluationResults, name: str) -> None:
+        own = evaluated.scalars()
+        if self._session is None or not own:
+            return
+        step = evaluated.step
+        canonical = _metrics.canonical_evaluation(own, "test")
+        named = {f"test/{metric}": value for metric, value in own.items()}
+        evaluation = Evaluation(step, self._sizes.epoch(step), named, canonical, per_class=_metrics.per_class(own))
+        self._session.evaluation_ended(evaluation, split="test")
+        self._predictions_ready(name, "test", step, canonical)
 
     # ---- inside ------------------------------------------------------------------------------------------------
 
     def _begin(self) -> None:
-        settings = self._settings
-        folder = self._output_dir or self._checkpoint_folder()
-        if folder is not None:
-            self._output_dir = folder
-            settings = dataclasses.replace(settings, parent=folder.absolute() / settings.parent.name)
+        settings = self._placed_settings()
         run_id = self._restored.get("run_id")
         if run_id is None and self.trainer.start_iter > 0:
             run_id = settings.latest_run()  # registered after `resume_or_load`: the checkpoint's state went past us
@@ -182,6 +262,36 @@ class UnifiedTrackerHook(HookBase):
         self._session = TrainingSession(run, **self._session_arguments)
         self._session.restore(self._restored)
         self._look_around()
+
+    def _placed_settings(self) -> RunSettings:
+        """The settings with the place of the run directory: the same on every rank."""
+        self._output_dir = self._output_dir or self._checkpoint_folder()
+        if self._output_dir is None:
+            return self._settings
+        parent = self._output_dir.absolute() / self._settings.parent.name
+        return dataclasses.replace(self._settings, parent=parent)
+
+    @guarded
+    def _listen(self, model: Any, evaluation: Callable[[], str]) -> None:
+        """Hear what the model says when it is evaluated, on every rank."""
+        if not self._settings.backends or self._num_eval_images <= 0 or not isinstance(model, torch.nn.Module):
+            return
+        if self._watch is None:
+            ranks = Ranks(self._placed_settings().parent, comm.get_rank(), comm.get_world_size())
+            names = evaluated_datasets(self._cfg, self._config, getattr(self.trainer, "cfg", None))
+            self._watch = EvaluationWatch(names, ranks, self._num_eval_images, self._score_thresh)
+        self._listener = ModelListener(model, functools.partial(self._hear, self._watch, evaluation))
+
+    @guarded
+    def _hear(self, watch: EvaluationWatch, evaluation: Callable[[], str], inputs: Any, outputs: Any) -> None:
+        watch.see(evaluation(), inputs, outputs)
+
+    @guarded
+    def _predictions_ready(self, evaluation: str, split: str, step: int, metrics: Mapping[str, float]) -> None:
+        if self._watch is None or self._session is None:
+            return
+        for found in self._watch.end(evaluation, split, metrics):
+            self._session.predictions_ready(found, step, self._sizes.epoch(step), f"iter_{step}")
 
     @guarded
     def _look_around(self) -> None:
@@ -191,12 +301,22 @@ class UnifiedTrackerHook(HookBase):
             self._observe(checkpointer)
         periods = [getattr(hook, "_period", 0) for hook in self._hooks() if hasattr(hook, "_func")]
         self._evaluation_period = min((period for period in periods if period), default=0)
-        config = next((c for c in (self._config, self._cfg, getattr(self.trainer, "cfg", None)) if c is not None), None)
+        config = self._any_config()
         source = self._cfg if self._cfg is not None else config
-        self._images, self._dataset_length = self._sizes(source)
+        self._sizes = TrainingSizes(self.trainer, source)
+        self._configure(config, _facts.effective_training(self.trainer, source, self._sizes))
+
+    def _any_config(self) -> Any:
+        """What is recorded as parameters."""
+        configs = (self._config, self._cfg, getattr(self.trainer, "cfg", None))
+        return next((config for config in configs if config is not None), None)
+
+    def _configure(self, config: Any, effective: Mapping[str, Any]) -> None:
+        source = self._cfg if self._cfg is not None else config
+        assert self._session is not None  # noqa: S101 -- callers have made it
         self._session.training_started(
             as_dict(config) if config is not None else {},
-            self._effective(source),
+            effective,
             (CONFIG_FILE, as_yaml(source)) if source is not None else None,
         )
 
@@ -215,21 +335,23 @@ class UnifiedTrackerHook(HookBase):
             (evaluation if _metrics.is_evaluation(name) else training)[name] = float(value)
         for at, (training, evaluation) in sorted(rows.items()):
             if training:
-                canonical = _metrics.canonical_training(training, self._images)
+                canonical = _metrics.canonical_training(training, self._sizes.images)
                 if torch.cuda.is_available() and not evaluations_only:
                     canonical["perf/gpu_memory_bytes"] = float(torch.cuda.max_memory_allocated())
-                self._session.step_ended(at, self._epoch(at), training, canonical)
+                self._session.step_ended(at, self._sizes.epoch(at), training, canonical)
             if evaluation:
+                canonical = _metrics.canonical_evaluation(evaluation)
                 self._session.evaluation_ended(
                     Evaluation(
                         at,
-                        self._epoch(at),
+                        self._sizes.epoch(at),
                         evaluation,
-                        _metrics.canonical_evaluation(evaluation),
+                        canonical,
                         _metrics.headline(evaluation),
                         _metrics.per_class(evaluation),
                     )
                 )
+                self._predictions_ready(str(at), "val", at, canonical)
 
     def _observe(self, checkpointer: Any) -> None:
         """Hear of every file that a checkpointer writes: its `save` is the one way of all hooks and of scripts."""
@@ -237,19 +359,31 @@ class UnifiedTrackerHook(HookBase):
 
         @functools.wraps(save)
         def observed(name: str, **kwargs: Any) -> None:
+            self._begins(checkpointer, name)
             save(name, **kwargs)
             self._saved(checkpointer, name)
 
         checkpointer.save = observed
 
     @guarded
+    def _begins(self, checkpointer: Any, name: str) -> None:
+        if self._session is not None:
+            self._session.checkpoint_begins(Path(checkpointer.save_dir) / f"{name}.pth")
+
+    @guarded
     def _saved(self, checkpointer: Any, name: str) -> None:
         path = Path(checkpointer.save_dir) / f"{name}.pth"
         if self._session is None or not path.exists():
             return
-        step = min(self.trainer.iter + 1, self.trainer.max_iter)
+        step = self._completed()
         best = not (name.startswith("model_") and name.removeprefix("model_").isdigit()) and name != "model_final"
-        self._session.checkpoint_saved(CheckpointFile(path, step, self._epoch(step), f"iter_{step}", best_only=best))
+        self._session.checkpoint_saved(
+            CheckpointFile(path, step, self._sizes.epoch(step), f"iter_{step}", best_only=best)
+        )
+
+    def _completed(self) -> int:
+        """Completed iterations, when the one that goes on is counted: after the last, no more goes on."""
+        return int(min(self.trainer.iter + 1, self.trainer.max_iter))
 
     def _hooks(self) -> list[Any]:
         return list(getattr(self.trainer, "_hooks", []))
@@ -263,45 +397,3 @@ class UnifiedTrackerHook(HookBase):
     def _checkpoint_folder(self) -> Path | None:
         folders = [checkpointer.save_dir for checkpointer in self._checkpointers() if checkpointer.save_dir]
         return Path(folders[0]) if folders else None
-
-    def _sizes(self, cfg: Any) -> tuple[int | None, int | None]:
-        """Images an iteration over all processes, and images in the training set; None where it cannot be known."""
-        loader = getattr(getattr(self.trainer, "_trainer", self.trainer), "data_loader", None)
-        images: int | None = None
-        if isinstance(cfg, CfgNode) and "SOLVER" in cfg:
-            images = int(cfg.SOLVER.IMS_PER_BATCH)
-        elif isinstance(batch := getattr(loader, "batch_size", None), int):
-            images = batch * comm.get_world_size()
-        while loader is not None:
-            loader = getattr(loader, "dataset", None)
-            try:
-                return images, len(loader)  # type: ignore[arg-type]  # what has no length raises
-            except TypeError:
-                continue
-        return images, None
-
-    def _epoch(self, step: int) -> float | None:
-        if not self._images or not self._dataset_length:
-            return None
-        return step * self._images / self._dataset_length
-
-    def _effective(self, cfg: Any) -> dict[str, Any]:
-        optimizer = getattr(getattr(self.trainer, "_trainer", self.trainer), "optimizer", None)
-        groups = getattr(optimizer, "param_groups", [])
-        return {
-            "framework": "detectron2",
-            "world_size": comm.get_world_size(),
-            "seed": cfg.get("SEED") if isinstance(cfg, CfgNode) else None,
-            "lr": groups[0].get("initial_lr", groups[0]["lr"]) if groups else None,
-            "max_iter": self.trainer.max_iter,
-            "start_iter": self.trainer.start_iter,
-            "images_per_iteration": self._images,
-            "training_images": self._dataset_length,
-            "cudnn_benchmark": torch.backends.cudnn.benchmark,
-        }
-
-    def _files(self) -> list[Path]:
-        if self._output_dir is None:
-            return []
-        results = [path for where in RESULTS for path in sorted(self._output_dir.glob(where))]
-        return [*(self._output_dir / name for name in FILES), *results]

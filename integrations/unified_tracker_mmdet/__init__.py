@@ -8,6 +8,7 @@
 
 from __future__ import annotations
 
+from unified_tracker_mmdet._detections import detections_from_sample
 from unified_tracker_mmdet._hook import MMDetWandbHook, UnifiedTrackerHook
 
-__all__ = ["MMDetWandbHook", "UnifiedTrackerHook"]
+__all__ = ["MMDetWandbHook", "UnifiedTrackerHook", "detections_from_sample"]

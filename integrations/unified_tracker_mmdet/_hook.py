@@ -18,6 +18,7 @@ from unified_tracker import ConfigurationError, Run
 from unified_tracker.training import CheckpointFile, Evaluation, RunSettings, TrainingSession, guarded
 from unified_tracker_mmdet import _facts, _metrics
 from unified_tracker_mmdet._arguments import read_init_kwargs
+from unified_tracker_mmdet._predictions import EvaluationWatch
 from unified_tracker_mmdet._scalars import TrainingScalars
 
 STATE: Final = "unified_tracker"  # in the message hub, which travels in checkpoints
@@ -69,7 +70,9 @@ class UnifiedTrackerHook(Hook):
             interval: Iterations between two rows of training metrics.
             log_checkpoint: Record checkpoints, as `CheckpointHook` leaves them.
             log_checkpoint_metadata: Bind the metrics of an evaluation at the same step to each checkpoint.
-            num_eval_images, bbox_score_thr: For pictures of predictions, which come with a later version.
+            num_eval_images: Images of which each validation and test records predictions, always the same ones; 0 for
+                none, all if there are fewer.
+            bbox_score_thr: Where the score slider of their views starts. All predictions are recorded.
             best_metric: The metric that decides the alias "best", for example "coco/segm_mAP"; default: the first one
                 of `CheckpointHook.save_best`, else the first of an evaluation, boxes before masks.
             framework_names: Record MMEngine's own names beside the canonical ones.
@@ -102,7 +105,8 @@ class UnifiedTrackerHook(Hook):
         suffixes = (out_suffix,) if isinstance(out_suffix, str) else out_suffix
         # MMCV 1.x called the log of scalars "*.log.json".
         self._suffixes = tuple(suffix.removeprefix(".log") or suffix for suffix in suffixes) if log_artifact else ()
-        self.num_eval_images, self.bbox_score_thr = num_eval_images, bbox_score_thr
+        self.num_eval_images, self.bbox_score_thr = int(num_eval_images), float(bbox_score_thr)
+        self._watch: EvaluationWatch | None = None
         self._run: Run | None = None
         self._session: TrainingSession | None = None
         self._scalars: TrainingScalars
@@ -192,6 +196,24 @@ class UnifiedTrackerHook(Hook):
         self._open_for_evaluation(runner)
 
     @guarded
+    def before_val_epoch(self, runner: Runner) -> None:
+        """Prepare for the predictions of a validation, on every rank."""
+        self._watch_begins(runner, "val")
+
+    @guarded
+    def before_test_epoch(self, runner: Runner) -> None:
+        """Prepare for the predictions of a test, on every rank."""
+        self._watch_begins(runner, "test")
+
+    @guarded
+    def after_val_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
+        """Take the predictions of the sample, on every rank."""
+        if self._watch is not None:
+            self._watch.see(outputs)
+
+    after_test_iter = after_val_iter
+
+    @guarded
     def after_val_epoch(self, runner: Runner, metrics: Mapping[str, Any] | None = None) -> None:
         """Record an evaluation."""
         own = _metrics.scalars(metrics or {})
@@ -199,16 +221,18 @@ class UnifiedTrackerHook(Hook):
             return
         step, epoch = self._position(runner)
         times = self._scalars.evaluation_times if self._training else {}
+        canonical = _metrics.canonical_evaluation(own)
         self._session.evaluation_ended(
             Evaluation(
                 step,
                 epoch,
                 {**own, **times},
-                _metrics.canonical_evaluation(own),
+                canonical,
                 _metrics.headline(own),
                 _metrics.per_class(own, _facts.class_names(runner.val_dataloader)),
             )
         )
+        self._predictions_ready("val", step, epoch, canonical)
 
     @guarded
     def after_test_epoch(self, runner: Runner, metrics: Mapping[str, Any] | None = None) -> None:
@@ -221,6 +245,7 @@ class UnifiedTrackerHook(Hook):
         self._session.step_ended(step, epoch, {f"test/{name}": value for name, value in own.items()}, canonical)
         for task, rows in _metrics.per_class(own, _facts.class_names(runner.test_dataloader)).items():
             self._session.run.log_table(f"test/{task}/per_class", ["category", "AP"], rows, step)
+        self._predictions_ready("test", step, epoch, canonical)
 
     # ---- inside ------------------------------------------------------------------------------------------------
 
@@ -229,6 +254,8 @@ class UnifiedTrackerHook(Hook):
         if settings.parent.parent == settings.working:  # nobody has said where
             settings = dataclasses.replace(settings, parent=Path(runner.work_dir).absolute() / settings.parent.name)
         self._run = settings.open(config=self._config, id=state.get("run_id") or self._id, rank=runner.rank)
+        if self._settings.backends and self.num_eval_images > 0 and self._watch is None:
+            self._watch = EvaluationWatch(runner, settings.parent, self.num_eval_images, self.bbox_score_thr)
         if not self._run.active:
             return
         hook = _facts.checkpoint_hook(runner)
@@ -271,6 +298,21 @@ class UnifiedTrackerHook(Hook):
             session.run, self._session = self.run, session  # the evaluations of the training belong to the same run
             session.run.unfinished_status = "FAILED"
 
+    def _watch_begins(self, runner: Runner, split: str) -> None:
+        if self._watch is not None:
+            self._watch.begin(runner, split)
+
+    @guarded
+    def _predictions_ready(self, split: str, step: int, epoch: float | None, metrics: Mapping[str, float]) -> None:
+        if self._watch is None or self._session is None:
+            return
+        evaluation = self._watch.end(split, metrics)
+        if evaluation is not None:
+            counts_epochs = self._sizes.by_epoch if self._last_step else bool(epoch)
+            whole = counts_epochs and epoch is not None and float(epoch).is_integer()
+            alias = f"epoch_{epoch:.0f}" if whole else f"iter_{step}"
+            self._session.predictions_ready(evaluation, step, epoch, alias)
+
     def _position(self, runner: Runner) -> tuple[int, float | None]:
         """Completed iterations and epochs of the weights that are evaluated."""
         if self._loaded is not None:
@@ -293,10 +335,16 @@ class UnifiedTrackerHook(Hook):
         @functools.wraps(save)
         def observed(out_dir: str, filename: str, *args: Any, **kwargs: Any) -> None:
             self._remember(runner)
+            self._begins(Path(out_dir) / filename)
             save(out_dir, filename, *args, **kwargs)
             self._saved(runner, Path(out_dir) / filename, hook.by_epoch, kwargs.get("meta") or {})
 
         runner.save_checkpoint = observed
+
+    @guarded
+    def _begins(self, path: Path) -> None:
+        if self._session is not None:
+            self._session.checkpoint_begins(path)
 
     @guarded
     def _saved(self, runner: Runner, path: Path, by_epoch: bool, meta: Mapping[str, Any]) -> None:

@@ -66,6 +66,12 @@ def read_file(folder: Path) -> dict[str, Any]:
     return content
 
 
+def options_of(backend: str, folder: Path) -> dict[str, Any]:
+    """The options of a backend in `tracker.yaml` of a folder; empty when there are none."""
+    options = (read_file(folder).get("options") or {}).get(backend) or {}
+    return dict(options) if isinstance(options, Mapping) else {}
+
+
 def refuse_unknown(given: Collection[str], known: Collection[str], *, where: str) -> None:
     """Raise a `ConfigurationError` that names the first unknown key and the nearest known one."""
     for key in given:

@@ -10,6 +10,7 @@ from typing import Any, Literal, Protocol
 
 import msgspec
 
+from unified_tracker._reference import ArtifactReference
 from unified_tracker.records import Entry, Status
 
 
@@ -85,6 +86,9 @@ class Tracker(Protocol):
     again and again with `TransientError.suspect`: write something small that the backend is known to take, of the same
     kind as `entries` if there are any, and raise if it is not taken or nothing of the kind is known.
 
+    It may also have `log_predictions(entry: Entry, report: PredictionReport) -> None`, to store an evaluation of the
+    sample images in the backend's own way; without it `log_artifact` is given the page and the data as files.
+
     It may also have an attribute `notes`, a sequence of sentences: each is shown to the user once.
 
     Attributes:
@@ -140,6 +144,8 @@ class Backend:
             run directory and the options; a context manager that gives the options for delivery to the server. In it
             the lane is set back to the start of the journal; on leaving, whatever could deliver the run a second time
             is put out of action. Raises `ConfigurationError` where something would stand twice.
+        fetch: Downloads an artifact into an existing folder; gives the folder that holds its files. Imports the
+            client. Raises `TrackerError` if there is no such artifact.
     """
 
     name: str
@@ -149,3 +155,4 @@ class Backend:
     install: str = ""
     diagnose: Callable[[Mapping[str, Any]], list[Finding]] | None = None
     going_online: Callable[[Path, Mapping[str, Any]], AbstractContextManager[dict[str, Any]]] | None = None
+    fetch: Callable[[ArtifactReference, Path], Path] | None = None

@@ -21,6 +21,7 @@ __all__ = [
     "Number",
     "Params",
     "Position",
+    "Predictions",
     "Record",
     "StagedFile",
     "Started",
@@ -136,6 +137,30 @@ class Artifact(_Struct, frozen=True, tag="artifact"):
     epoch: float | None = None
 
 
+class Predictions(_Struct, frozen=True, tag="predictions"):
+    """What a model said about a sample of validation images, in one evaluation.
+
+    Attributes:
+        step, epoch: Where in the training.
+        split: "val" or "test".
+        dataset: Name of the data set; the sample is the artifact `<dataset>-val`.
+        sample: The images and what is true about them; the same file for every evaluation until its content changes.
+        file: The predictions. Both are read by `unified_tracker.predictions`; a tracker is given what comes of them.
+        aliases: Names that move to this version of `run-<run id>-predictions` ("latest" is implied).
+        images: How many the sample has: by this the uploader knows how long it may take.
+    """
+
+    ts: int
+    step: int | None
+    epoch: float | None
+    split: str
+    dataset: str
+    sample: StagedFile
+    file: StagedFile
+    aliases: tuple[str, ...] = ()
+    images: int = 0
+
+
 class Loss(_Struct, frozen=True, tag="loss"):
     """Records that could not be written (disk full): how many, and the first error."""
 
@@ -152,7 +177,7 @@ class Finished(_Struct, frozen=True, tag="finish"):
     reason: str | None = None
 
 
-Record = Started | Metrics | Params | Tags | Media | Artifact | Loss | Finished
+Record = Started | Metrics | Params | Tags | Media | Artifact | Predictions | Loss | Finished
 
 
 class Position(NamedTuple):

@@ -11,7 +11,7 @@ import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Concatenate, Final, ParamSpec, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Concatenate, Final, ParamSpec, TypeVar, cast
 
 import msgspec
 
@@ -20,6 +20,9 @@ from unified_tracker._errors import ConfigurationError
 from unified_tracker._mask import mask_source
 from unified_tracker._run import Run, reason_of, status_of
 from unified_tracker._start import RunSettings
+
+if TYPE_CHECKING:  # loads NumPy
+    from unified_tracker.predictions import SampleEvaluation
 
 __all__ = ["CheckpointFile", "Evaluation", "RunSettings", "TrainingSession", "guarded"]
 
@@ -123,12 +126,13 @@ class TrainingSession:
         self._pending: dict[int, CheckpointFile] = {}
         self._logged_steps: set[int] = set()
         self._evaluations: dict[tuple[str, int], Evaluation] = {}
-        self._best: dict[str, float] = {}
+        self._best: dict[str, float] = {}  # of the checkpoints
+        self._best_evaluated: dict[str, float] = {}  # of the evaluations, which may come more often
         run.unfinished_status = "FAILED"  # until the adapter says how the training ended
 
     def state(self) -> dict[str, Any]:
         """What travels in the framework's checkpoint, so that a resumed training goes on as the same run."""
-        return {"run_id": self.run.id, "best": dict(self._best), "best_metric": self._best_metric}
+        return {"run_id": self.run.id, **self._bests()}
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Take over what an earlier process left: the best values so far.
@@ -138,6 +142,7 @@ class TrainingSession:
         """
         for source in (state, self._read_best()):
             self._best.update(source.get("best", {}))
+            self._best_evaluated.update(source.get("best_evaluated", {}))
             self._best_metric = self._best_metric or source.get("best_metric")
 
     def training_started(
@@ -169,6 +174,28 @@ class TrainingSession:
             self.run.log_table(f"{split}/{task}/per_class", ["category", "AP"], rows, evaluation.step)
         self._evaluations[split, evaluation.step] = evaluation
 
+    def checkpoint_begins(self, path: Path) -> None:
+        """The framework is about to write a checkpoint, perhaps over one that has been recorded."""
+        self.run._before_rewrite(path)
+
+    def predictions_ready(self, evaluation: SampleEvaluation, step: int, epoch: float | None, alias: str) -> None:
+        """Record what the model said about the sample in the evaluation that has just ended: after `evaluation_ended`.
+
+        Args:
+            evaluation: The predictions, with the metrics of the evaluation.
+            step: Completed optimiser iterations.
+            epoch: Completed epochs, or None.
+            alias: "epoch_3" or "iter_300". "best" and "best-<metric>" stand beside it where a validation is the best so
+                far; a test says nothing about that.
+
+        Blocking: one write; the first time, and where nothing was packed before, encoding as `Run.log_predictions`.
+        """
+        known = self._evaluations.get((evaluation.split, step)) if evaluation.split == "val" else None
+        best = self._best_aliases(known, self._best_evaluated)
+        self.run.log_predictions(evaluation, step, epoch, (alias, *best))
+        if best:
+            self._write_best()
+
     def checkpoint_saved(self, checkpoint: CheckpointFile) -> None:
         """Remember a checkpoint. It is recorded by `settle`, when nobody writes to the file any more."""
         if not self._log_checkpoint or checkpoint.step in self._logged_steps:
@@ -196,7 +223,7 @@ class TrainingSession:
             if evaluation is not None and self._with_metadata:
                 own = evaluation.own if self._framework_names else {}
                 metrics = {**own, **evaluation.canonical}
-            aliases = (checkpoint.alias, *self._best_aliases(evaluation))
+            aliases = (checkpoint.alias, *self._best_aliases(evaluation, self._best))
             self.run.log_checkpoint(checkpoint.path, step, checkpoint.epoch, metrics, aliases)
             self._logged_steps.add(step)
             if aliases[1:]:
@@ -228,7 +255,8 @@ class TrainingSession:
         else:
             self.run.finish(status_of(error), reason_of(error))
 
-    def _best_aliases(self, evaluation: Evaluation | None) -> list[str]:
+    def _best_aliases(self, evaluation: Evaluation | None, so_far: dict[str, float]) -> list[str]:
+        """Aliases of what an evaluation makes the best; the best values so far are brought up to date."""
         if evaluation is None:
             return []
         aliases = []
@@ -239,18 +267,25 @@ class TrainingSession:
             values.update(_named(self._best_metric, evaluation))
         for name, value in values.items():
             smaller_is_better = "loss" in name.lower() or "error" in name.lower()
-            best = self._best.get(name)
+            best = so_far.get(name)
             if best is None or (value < best if smaller_is_better else value > best):
-                self._best[name] = value
+                so_far[name] = value
                 aliases.append(f"best-{name}")
                 if name == self._best_metric:
                     aliases.insert(0, "best")
         return aliases
 
+    def _bests(self) -> dict[str, Any]:
+        return {
+            "best": dict(self._best),
+            "best_evaluated": dict(self._best_evaluated),
+            "best_metric": self._best_metric,
+        }
+
     def _write_best(self) -> None:
         if self.run.dir is not None:
             temporary = self.run.dir / f".{BEST_FILE}"
-            temporary.write_bytes(msgspec.json.encode({"best": self._best, "best_metric": self._best_metric}))
+            temporary.write_bytes(msgspec.json.encode(self._bests()))
             temporary.replace(self.run.dir / BEST_FILE)
 
     def _read_best(self) -> dict[str, Any]:

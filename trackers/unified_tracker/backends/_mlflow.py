@@ -8,7 +8,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
-from unified_tracker._settings import refuse_unknown
+from unified_tracker._reference import ArtifactReference
+from unified_tracker._settings import options_of, refuse_unknown
 from unified_tracker._tracker import Backend, Finding, RunInfo, Tracker
 from unified_tracker.hookspecs import hookimpl
 
@@ -52,6 +53,13 @@ def diagnose(options: Mapping[str, Any]) -> list[Finding]:
     return _mlflow_check.diagnose(options)
 
 
+def fetch(reference: ArtifactReference, target: Path) -> Path:
+    """Download a version of an artifact from the server that a training in this folder would use."""
+    from unified_tracker.backends._mlflow_reading import MlflowReading  # imports MLflow
+
+    return MlflowReading(check(options_of("mlflow", Path()))["tracking_uri"]).fetch(reference, target)
+
+
 @hookimpl
 def tracker_backend() -> Backend:
     """Offer MLflow."""
@@ -62,12 +70,16 @@ def tracker_backend() -> Backend:
         requires=("mlflow",),
         install='pip install "unified-tracker[mlflow]"',
         diagnose=diagnose,
+        fetch=fetch,
     )
 
 
 def _absolute(uri: str) -> str:
-    """A relative SQLite path as an absolute one: the uploader and later commands run elsewhere."""
+    """A relative path as an absolute one: the uploader and later commands run elsewhere."""
     prefix = "sqlite:///"
     if uri.startswith(prefix) and not uri.startswith(prefix + "/") and ":memory:" not in uri:
         return prefix + str(Path.cwd() / uri.removeprefix(prefix))
+    folder = uri.removeprefix("file:") if not uri.startswith("file:/") else uri
+    if ":" not in folder and folder != "databricks":
+        return Path(folder).absolute().as_uri()
     return uri

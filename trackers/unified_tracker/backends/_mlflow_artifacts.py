@@ -46,8 +46,9 @@ class Version(msgspec.Struct):
 class MlflowArtifacts:
     """Everything of one run that is a file."""
 
-    def __init__(self, client: mlflow.MlflowClient, run_dir: Path) -> None:
-        self._client = client
+    def __init__(self, client: mlflow.MlflowClient, run_dir: Path, *, appends: bool = False) -> None:
+        """Set where to. `appends`: the store does not recognise a row that comes again."""
+        self._client, self._appends = client, appends
         self._scratch = run_dir / "scratch"
         self._experiment = self._run_id = self._uri = ""
         self._has_models = True
@@ -81,12 +82,16 @@ class MlflowArtifacts:
         if record.form == "array":
             self._log_image(sequence, record, name, step, np.load(file, allow_pickle=False))
         elif record.form == "table":
-            path = f"tables/{stem}.json"
-            self.write_file(path, file.read_bytes())
-            self._extend_tag(TABLES_TAG, {"path": path, "type": "table"})
+            self.log_table(stem, file.read_bytes())
         else:
             folder = "texts" if record.form == "text" else "figures"
             self.write_file(f"{folder}/{stem}{Path(record.file.path).suffix}", file.read_bytes())
+
+    def log_table(self, stem: str, content: bytes) -> None:
+        """A table (JSON: columns, data) where MLflow's table view finds it."""
+        path = f"tables/{stem}.json"
+        self.write_file(path, content)
+        self._extend_tag(TABLES_TAG, {"path": path, "type": "table"})
 
     def log_version(self, record: Artifact, files: Mapping[str, Path]) -> int:
         """A versioned artifact: `<name>/v<k>/...` with `<name>/versions.json`. Known content is not sent again."""
@@ -96,8 +101,7 @@ class MlflowArtifacts:
         found = next((version for version in versions if version.digest == digest), None)
         if found is None:
             found = Version(len(versions), digest, record.type, each, [], dict(record.metadata), record.ts)
-            for name, path in files.items():
-                self._put(f"{record.name}/v{found.version}/{name}", path)
+            self._put_tree(f"{record.name}/v{found.version}", files)
             versions.append(found)
         for alias in dict.fromkeys(("latest", *record.aliases)):
             for other in versions:
@@ -124,10 +128,7 @@ class MlflowArtifacts:
             model = self._new_model(record, digest, each, len(models))
         if str(model.status) != "READY":
             with self._folder() as folder:
-                for name, path in files.items():
-                    local = folder / name
-                    local.parent.mkdir(parents=True, exist_ok=True)
-                    _link(path, local)
+                _link_tree(files, folder)
                 self._client.log_model_artifacts(model.model_id, str(folder))
             self._client.finalize_logged_model(model.model_id, "READY")
         self._link_to_run(model.model_id, record.step or 0)
@@ -196,6 +197,8 @@ class MlflowArtifacts:
             if not math.isfinite(value):
                 continue  # not applicable to this model; the run has it
             mine = [row for row in self._history(key) if row.step == step and row.value == value]
+            if mine and self._appends:
+                continue  # it would stand there twice; the run has it
             rows.append(Metric(key, value, mine[-1].timestamp if mine else record.ts, step, model_id=model_id))
         for start in range(0, len(rows), 1000):
             self._client.log_batch(self._run_id, metrics=rows[start : start + 1000])
@@ -255,6 +258,12 @@ class MlflowArtifacts:
             _link(path, local)
             self._client.log_artifact(self._run_id, str(local), posixpath.dirname(name) or None)
 
+    def _put_tree(self, place: str, files: Mapping[str, Path]) -> None:
+        """Files below one folder, as many at once as the client likes."""
+        with self._folder() as folder:
+            _link_tree(files, folder)
+            self._client.log_artifacts(self._run_id, str(folder), place)
+
     def _folder(self) -> _Scratch:
         return _Scratch(self._scratch)
 
@@ -276,6 +285,13 @@ class _Scratch:
 
 def _alias_tag(alias: str) -> str:
     return ALIAS_TAG + re.sub(r"[^\w.\-]", "_", alias)
+
+
+def _link_tree(files: Mapping[str, Path], folder: Path) -> None:
+    for name, path in files.items():
+        local = folder / name
+        local.parent.mkdir(parents=True, exist_ok=True)
+        _link(path, local)
 
 
 def _link(source: Path, target: Path) -> None:

@@ -86,6 +86,7 @@ def picture(source: Source, width: int, height: int, side: int = SIDES[0], quali
                 image = ImageOps.exif_transpose(_drafted(file, side))
             else:
                 image = _drafted(file, side)
+                image.load()  # before the file is closed
             image = _as_rgb(image)
             image.load()  # while the file is open
     else:

@@ -6,9 +6,12 @@ import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from unified_tracker.predictions._detections import TaskDetections
+
+if TYPE_CHECKING:  # imports this module
+    from unified_tracker.predictions._sheets import TaskObjects
 
 ImageId = int | str
 I = TypeVar("I", int, str)  # noqa: E741 -- an image id
@@ -87,14 +90,14 @@ class SampleEvaluation:
         sample: The images.
         predictions: Image id to detections with scores, all of them: filtering happens when looking. Images of the
             sample that are missing were not evaluated; an image without detections has empty ones. Ids that are not in
-            the sample are ignored.
+            the sample are ignored. Also as `SampleCollector` has packed them.
         score_threshold: Where the score slider of a view starts, 0 to 1.
         metrics: Metrics of this evaluation, shown beside it.
         split: "val" or "test".
     """
 
     sample: ValidationSample
-    predictions: Mapping[ImageId, TaskDetections]
+    predictions: Mapping[ImageId, TaskDetections | TaskObjects]
     score_threshold: float = 0.3
     metrics: Mapping[str, float] = field(default_factory=dict)
     split: str = "val"

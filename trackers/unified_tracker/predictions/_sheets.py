@@ -16,6 +16,8 @@ import numpy.typing as npt
 
 from unified_tracker._errors import RecordError
 from unified_tracker.predictions._detections import Detections, Task, TaskDetections
+from unified_tracker.predictions._rle import first_broken
+from unified_tracker.predictions._runlengths import encode_bitmap
 from unified_tracker.predictions._sample import ImageId
 
 MOST_OBJECTS: Final = 300  # of one image and task, the best by score; LVIS evaluates as many
@@ -184,18 +186,21 @@ def pack(given: Detections, height: int, width: int, classes: int, *, predicted:
 
 def _pack_masks(masks: Any, height: int, width: int) -> list[Mask]:
     if not isinstance(masks, (list, tuple)) or (masks and not isinstance(masks[0], (dict, list, tuple))):
-        return _pack_bitmaps([_plain(mask) for mask in masks], height, width)
-    return [_pack_mask(mask, height, width) for mask in masks]
+        return _pack_bitmaps([plain(mask) for mask in masks], height, width)
+    packed = [_pack_mask(mask, height, width) for mask in masks]
+    encoded = {index: mask for index, mask in enumerate(packed) if isinstance(mask, bytes)}
+    broken = first_broken(list(encoded.values()), height, width)
+    if broken is not None:
+        which = list(encoded)[broken]
+        raise RecordError(f"mask {which} is no run-length encoding of an image of {height} x {width} pixels")
+    return packed
 
 
 def _pack_bitmaps(masks: list[Any], height: int, width: int) -> list[Mask]:
-    from pycocotools import mask as coco  # 20 ms; runs without masks do not need it
-
     for mask in masks:
         if mask.shape != (height, width):
             raise RecordError(f"masks must have the size of the image, ({height}, {width}), not {mask.shape}")
-    bitmaps = [np.asfortranarray(mask.astype(bool, copy=False).view(np.uint8)) for mask in masks]
-    return [coco.encode(bitmap)["counts"] for bitmap in bitmaps]
+    return [encode_bitmap(mask) for mask in masks]
 
 
 def _pack_mask(mask: Any, height: int, width: int) -> Mask:
@@ -205,6 +210,8 @@ def _pack_mask(mask: Any, height: int, width: int) -> Mask:
         raise RecordError(f"masks must have the size of the image, [{height}, {width}], not {list(mask['size'])}")
     counts = mask["counts"]
     if isinstance(counts, list):
+        if min(counts, default=0) < 0:
+            return b""  # which is no mask, and refused
         from pycocotools import mask as coco
 
         return bytes(coco.frPyObjects(mask, height, width)["counts"])
@@ -224,7 +231,7 @@ def _floats(name: str, given: Any, count: int, columns: int | None = None) -> np
 
 
 def _array(name: str, given: Any, dimensions: int) -> npt.NDArray[Any]:
-    array = _plain(given)
+    array = plain(given)
     if array.size == 0 and array.ndim <= dimensions:
         return array.reshape((0,) * dimensions)
     if array.ndim != dimensions:
@@ -236,7 +243,7 @@ def _as_float(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
     return array if array.dtype in {np.dtype(np.float32), np.dtype(np.float64)} else array.astype(np.float64)
 
 
-def _plain(given: Any) -> npt.NDArray[Any]:
+def plain(given: Any) -> npt.NDArray[Any]:
     """A NumPy array of anything; a tensor leaves its device and its gradients behind."""
     for step in ("detach", "cpu", "numpy"):
         given = getattr(given, step)() if hasattr(given, step) else given
