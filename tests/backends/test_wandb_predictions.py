@@ -15,17 +15,16 @@ pytest.importorskip("wandb")
 
 from PIL import Image
 
-from tests.backends.wandb_feeding import Feeder, clean_environment, info
+from tests.backends.wandb_feeding import TS, Feeder, clean_environment, info
 from tests.backends.wandb_files import OfflineArtifact, OfflineRun, offline_folders, read_run
 from tests.backends.wandb_reports import (
     CLASSES,
     HEIGHT,
-    TS,
     WIDTH,
-    FakeReport,
     bitmap,
     found,
     named,
+    reported,
     rows_of,
     scene,
     table_of,
@@ -51,8 +50,7 @@ def log(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, run_dir: Path) -> Log:
         tracker, feed = WandbTracker(info(tmp_path), run_dir, {"mode": "offline", **options}), Feeder(run_dir)
         tracker.open(info(tmp_path))
         for number, evaluation in enumerate(evaluations, 1):
-            report = FakeReport(run_dir, evaluation, 100 * number)
-            tracker.log_predictions(feed.entry(report.record), report)  # type: ignore[arg-type]
+            tracker.log_predictions(*reported(run_dir, feed, evaluation, 100 * number))
         tracker.close("FINISHED", TS)
         (folder,) = offline_folders(tmp_path / "work")
         return read_run(folder)
@@ -97,7 +95,7 @@ def test_the_workspace_shows_tables_and_figures_at_their_step(log: Log, tmp_path
     assert all(value["artifact_path"].endswith("/eval_data.table.json") for value in shown)
     assert shown[0]["artifact_path"] != shown[1]["artifact_path"]
     assert [value["nrows"] for value in run.column("val/predictions/per_class")] == [4, 4]
-    assert [value["_type"] for value in run.column("val/predictions/confusion")] == ["image-file"] * 2
+    assert [value["_type"] for value in run.column("val/predictions/confusion_matrix")] == ["image-file"] * 2
 
 
 def test_old_names_are_references(log: Log, tmp_path: Path) -> None:
@@ -310,7 +308,7 @@ def test_pictures_stand_as_their_boxes_are_meant(log: Log, tmp_path: Path, turne
     run = log(SampleEvaluation(ValidationSample("odd", CLASSES, images), {}))
     sample = one(run, "odd-val")
     first, second, third = rows_of(table_of(sample, "val_data"))
-    assert (first["image"]["path"] == "images/0.jpg") == turned
+    assert (first["image"]["path"] == "images/turned.jpg") == turned
     for row in (first, second, third):
         with Image.open(sample.files[row["image"]["path"]]) as opened:
             seen = (opened.height, opened.width) if opened.getexif().get(0x0112, 1) == 6 else opened.size
