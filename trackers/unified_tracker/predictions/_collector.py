@@ -171,6 +171,8 @@ class SampleCollector:
         except Exception as error:  # noqa: BLE001 -- promise 3: the other images are recorded
             self._warn("predictions of image", image_id, error)
             return
+        if not tasks:
+            return  # a model of something else than objects
         seen = _Seen(image_id, height, width, path, tasks)
         if self._ranks.rank == 0:
             self._seen[image_id] = seen
