@@ -20,8 +20,8 @@ class EvaluatedDataset:
     """A built data set of MMEngine, wrapped or not. Reads annotations only: no image, no pipeline.
 
     Every image has its `img_id`. Where two different images share one (data sets that were concatenated) or have none
-    (semantic segmentation), the path of the image stands for it. Of a data set that is no `BaseDataset` nothing is known:
-    the sample is chosen from the images that come.
+    (semantic segmentation), the path of the image stands for it. Of a data set that is no `BaseDataset` nothing is
+    known: the sample is chosen from the images that come.
     """
 
     def __init__(self, dataset: Any) -> None:
