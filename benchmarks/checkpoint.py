@@ -9,10 +9,14 @@ a virtual machine the first use of a page costs more than writing to it.
 
 `torch.save`: the same tensor, to the same disk. `shutil.copyfile`. `mlflow.log_artifact`: to a real `mlflow server`
 that keeps artifacts. `wandb.Artifact.add_file`: offline run, default policy; hashing and copying, `log_artifact` behind
-it is not counted. `linked`: `Run.log_checkpoint` of a name that is written once, `model_0000099.pth`. `copied`: of a
+it is not counted. `once`: `Run.log_checkpoint` of a name that is written once, `model_0000099.pth`. `at risk`: of a
 name that frameworks write over in place, `model_best.pth`. The uploader delivers to the same server meanwhile.
 
 Goal: under a tenth of each peer.
+
+What that leaves to the next save: `save again` is `torch.save` over a file that was logged before, when its copy is
+long made; `save again in the copy`, in the middle of the copy; `save again at once`, as an adapter does it right after
+logging, which makes the copy itself. Compare with `torch.save`.
 """
 
 from __future__ import annotations
@@ -34,20 +38,34 @@ from _processes import end_uploaders
 from _servers import mlflow_server
 
 PEERS = ("torch.save", "shutil.copyfile", "mlflow.log_artifact", "wandb.Artifact.add_file")
-OURS = {"linked": "model_0000099.pth", "copied": "model_best.pth"}
+OURS = {"once": "model_0000099.pth", "at risk": "model_best.pth"}
+AGAIN = {"save again": 5.0, "save again in the copy": 0.07, "save again at once": 0.0}  # seconds after it was logged
 GOAL = 10
 
 
 def prepare(case: str, source: Path, uri: str) -> tuple[Callable[[], object], Callable[[], object]]:
     """The call that is measured, and what ends it; everything before it is done here."""
-    if case in OURS:
+    if case in OURS or case in AGAIN:
+        import torch
+
         import unified_tracker as ut
 
         run = ut.start_run("mlflow", project="bench", options={"mlflow": {"tracking_uri": uri}})
         time.sleep(4)  # the uploader's start is not what is measured
-        own = Path(OURS[case])
+        own = Path(OURS.get(case, OURS["at risk"]))
         shutil.copyfile(source, own)
-        return (lambda: run.log_checkpoint(own, step=100, metrics={"AP": 0.5})), lambda: run.finish(timeout_s=0)
+        if case in OURS:
+            return (lambda: run.log_checkpoint(own, step=100, metrics={"AP": 0.5})), lambda: run.finish(timeout_s=0)
+        state = torch.load(source)
+
+        def save_again() -> None:
+            if not AGAIN[case]:
+                run._before_rewrite(own)
+            torch.save(state, own)
+
+        os.sync()
+        run.log_checkpoint(own, step=100)
+        return save_again, lambda: run.finish(timeout_s=0)
     if case == "torch.save":
         import torch
 
@@ -73,10 +91,13 @@ def prepare(case: str, source: Path, uri: str) -> tuple[Callable[[], object], Ca
 def one(case: str, source: Path, uri: str) -> None:
     """Measure one case in this process and print it as JSON."""
     call, close = prepare(case, source, uri)
-    os.sync()
-    for path in (source, Path(OURS.get(case, source))):  # into the page cache, and memory for as many pages more
-        shutil.copyfile(path, "warm")
-        os.unlink("warm")
+    if case in AGAIN:
+        time.sleep(AGAIN[case])
+    else:
+        os.sync()
+        for path in (source, Path(OURS.get(case, source))):  # into the page cache, and memory for as many pages more
+            shutil.copyfile(path, "warm")
+            os.unlink("warm")
     before = time.perf_counter()
     call()
     print(json.dumps({"ms": (time.perf_counter() - before) * 1e3}), flush=True)
@@ -103,7 +124,7 @@ def main() -> None:
     parser.add_argument("--mib", type=int, default=256)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--dir", type=Path, help="a folder on the disk to measure; default: that of temporary files")
-    parser.add_argument("--case", choices=(*PEERS, *OURS), help=argparse.SUPPRESS)
+    parser.add_argument("--case", choices=(*PEERS, *OURS, *AGAIN), help=argparse.SUPPRESS)
     parser.add_argument("--source", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--uri", default="", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -112,7 +133,7 @@ def main() -> None:
         return
     import torch
 
-    cases = (*PEERS, *OURS)
+    cases = (*PEERS, *OURS, *AGAIN)
     results: dict[str, list[float]] = {case: [] for case in cases}
     with (
         tempfile.TemporaryDirectory(dir=arguments.dir, ignore_cleanup_errors=True) as name,
@@ -130,13 +151,13 @@ def main() -> None:
 def report(mib: int, results: dict[str, list[float]]) -> None:
     """The table, and what it means for the goal."""
     middle = {case: statistics.median(times) for case, times in results.items()}
-    print(f"| {mib} MiB | median ms | slowest ms | times `linked` | times `copied` |")
+    print(f"| {mib} MiB | median ms | slowest ms | times `once` | times `at risk` |")
     print("|---|---:|---:|---:|---:|")
     for case in sorted(middle, key=lambda case: middle[case]):
         time_ms = middle[case]
         print(
             f"| `{case}` | {time_ms:,.2f} | {max(results[case]):,.2f} "
-            f"| {time_ms / middle['linked']:,.1f} | {time_ms / middle['copied']:,.2f} |"
+            f"| {time_ms / middle['once']:,.1f} | {time_ms / middle['at risk']:,.1f} |"
         )
     cheapest = min(PEERS, key=lambda case: middle[case])
     words = []

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 
 from unified_tracker.predictions import Detections, Task
-from unified_tracker.predictions._segments import detections_from_map
+from unified_tracker.predictions._maps import detections_from_map
 from unified_tracker.predictions._sheets import plain
 
 PIXEL_CENTRE: Final = 0.5  # Detectron2 adds it to keypoints that it reads, and takes it from those that it writes

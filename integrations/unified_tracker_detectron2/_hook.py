@@ -366,10 +366,16 @@ class UnifiedTrackerHook(HookBase):
 
         @functools.wraps(save)
         def observed(name: str, **kwargs: Any) -> None:
+            self._begins(checkpointer, name)
             save(name, **kwargs)
             self._saved(checkpointer, name)
 
         checkpointer.save = observed
+
+    @guarded
+    def _begins(self, checkpointer: Any, name: str) -> None:
+        if self._session is not None:
+            self._session.checkpoint_begins(Path(checkpointer.save_dir) / f"{name}.pth")
 
     @guarded
     def _saved(self, checkpointer: Any, name: str) -> None:

@@ -8,7 +8,7 @@ from typing import Any, Final
 import numpy as np
 
 from unified_tracker.predictions import Detections, Task
-from unified_tracker.predictions._segments import detections_from_map
+from unified_tracker.predictions._maps import detections_from_map
 from unified_tracker.predictions._sheets import plain
 
 INSTANCE_OFFSET: Final = 1000  # of mmdet.evaluation: a value of a panoptic map is class + 1000 * instance

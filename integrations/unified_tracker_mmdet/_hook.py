@@ -336,10 +336,16 @@ class UnifiedTrackerHook(Hook):
         @functools.wraps(save)
         def observed(out_dir: str, filename: str, *args: Any, **kwargs: Any) -> None:
             self._remember(runner)
+            self._begins(Path(out_dir) / filename)
             save(out_dir, filename, *args, **kwargs)
             self._saved(runner, Path(out_dir) / filename, hook.by_epoch, kwargs.get("meta") or {})
 
         runner.save_checkpoint = observed
+
+    @guarded
+    def _begins(self, path: Path) -> None:
+        if self._session is not None:
+            self._session.checkpoint_begins(path)
 
     @guarded
     def _saved(self, runner: Runner, path: Path, by_epoch: bool, meta: Mapping[str, Any]) -> None:

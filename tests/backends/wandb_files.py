@@ -21,6 +21,8 @@ class OfflineArtifact:
     aliases: list[str]
     metadata: dict[str, Any]
     files: dict[str, Path]  # name in the artifact -> where the bytes are
+    references: dict[str, tuple[str, str]] = field(default_factory=dict)  # to other artifacts: address, digest
+    digests: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass
@@ -98,7 +100,9 @@ def _artifact(content: Any) -> OfflineArtifact:
         content.digest,
         list(content.aliases),
         json.loads(content.metadata or "{}"),
-        {entry.path: Path(entry.local_path) for entry in content.manifest.contents},
+        {entry.path: Path(entry.local_path) for entry in content.manifest.contents if not entry.ref},
+        {entry.path: (entry.ref, entry.digest) for entry in content.manifest.contents if entry.ref},
+        {entry.path: entry.digest for entry in content.manifest.contents},
     )
 
 

@@ -113,6 +113,7 @@ class WandbServer:
         self.problems: list[str] = []
         self.requests: Counter[str] = Counter()
         self._blobs: dict[str, bytes] = {}
+        self._clients: dict[str, str] = {}  # a client's own name of a version to its id
         self._faults: list[Fault] = []
         self._lock = threading.RLock()
         self._port = 0
@@ -161,6 +162,12 @@ class WandbServer:
         """The versions of an artifact that are complete."""
         with self._lock:
             return [version for version in self.versions if version.name == name and version.state == "COMMITTED"]
+
+    def referred(self, url: str) -> Version | None:
+        """The version to a file of which a reference leads."""
+        parts = urlsplit(url)
+        identity = base64.b64encode(bytes.fromhex(parts.netloc)).decode() if parts.scheme == "wandb-artifact" else ""
+        return next((version for version in self.versions if version.id == identity), None)
 
     # ---- requests ----------------------------------------------------------------------------------------------
 
@@ -323,8 +330,9 @@ class WandbServer:
         else:
             metadata = json.loads(asked.get("metadata") or "{}")
             number = len(self.versions)
-            version = Version(f"a{number}", name, asked["artifactTypeName"], digest, metadata, len(known))
+            version = Version(_identity(number), name, asked["artifactTypeName"], digest, metadata, len(known))
             self.versions.append(version)
+        self._clients[asked["clientID"]] = version.id
         version.wanted = {item["alias"] for item in asked.get("aliases") or []}
         if version.state == "COMMITTED":
             self._move_aliases(version)
@@ -358,12 +366,20 @@ class WandbServer:
     def _CommitArtifact(self, given: dict[str, Any]) -> dict[str, Any]:
         version = self._version(given["artifactID"])
         for path, entry in json.loads(version.manifest)["contents"].items():
+            if "ref" in entry:  # what it leads to may be on its way still
+                if self.referred(entry["ref"]) is None:
+                    self.problems.append(f"{version.name}: {path} refers to nothing: {entry['ref']}")
+                continue
             content = version.files.get(path)
             if content is None or base64.b64encode(hashlib.md5(content).digest()).decode() != entry["digest"]:
                 self.problems.append(f"{version.name}: committed without the right bytes of {path}")
         version.state = "COMMITTED"
         self._move_aliases(version)
         return {"commitArtifact": {"artifact": {"id": version.id, "digest": version.digest}}}
+
+    def _ClientIDMapping(self, given: dict[str, Any]) -> dict[str, Any]:
+        identity = self._clients.get(given["clientID"])
+        return {"clientIDMapping": None if identity is None else {"serverID": identity}}
 
     def _ArtifactByID(self, given: dict[str, Any]) -> dict[str, Any]:
         version = self._version(given["id"])
@@ -411,6 +427,11 @@ class WandbServer:
             if other.name == version.name:
                 other.aliases -= wanted
         version.aliases |= wanted
+
+
+def _identity(number: int) -> str:
+    """Of a version: base64, as the service's are."""
+    return base64.b64encode(f"ArtifactVersion:{number}".encode()).decode()
 
 
 class _Listener(ThreadingHTTPServer):

@@ -110,6 +110,14 @@ def recorded(
     return directory.path
 
 
+def append(run_dir: Path, *records: Record) -> None:
+    """Log more into a run directory, as its next attempt."""
+    writer = Journal(run_dir / "journal")
+    for record in records:
+        assert writer.append(record)
+    writer.close()
+
+
 def finished() -> Finished:
     return Finished(now_ms(), "FINISHED")
 

@@ -12,6 +12,7 @@ import mlflow
 from unified_tracker._journal import JournalReader
 from unified_tracker._naming import Renamer, path_like
 from unified_tracker._rundir import RunDirectory
+from unified_tracker.backends._mlflow_tracker import _nearest_step
 from unified_tracker.records import Entry, Metrics
 
 LARGEST = 1.7976931348623157e308
@@ -31,11 +32,16 @@ def logged(run_dir: Path) -> Counter[Row]:
     """Every metric value in the journal, as MLflow should hold it."""
     names = Renamer(path_like, 250 - len("unified_tracker.name."))
     return Counter(
-        row(names(name), entry.record.step or 0, entry.record.ts, float(value))
+        row(names(name), step_of(entry.record), entry.record.ts, float(value))
         for entry in journal(run_dir)
         if isinstance(entry.record, Metrics)
         for name, value in entry.record.values.items()
     )
+
+
+def step_of(record: Metrics) -> int:
+    """Where a row stands: for a step that is no 64-bit integer at the nearest one."""
+    return _nearest_step(record.bad_step) if record.step is None else record.step
 
 
 def stored(uri: str, mlflow_id: str) -> Counter[Row]:

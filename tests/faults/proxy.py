@@ -15,7 +15,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, Literal
 from urllib.parse import urlsplit
 
-Kind = Literal["reset", "black_hole", "delay", "status", "drop_answer", "cut"]
+Kind = Literal["reset", "black_hole", "delay", "status", "drop_answer", "cut", "partial"]
 HOP_BY_HOP = {"connection", "keep-alive", "transfer-encoding", "te", "upgrade", "content-length"}
 
 
@@ -34,13 +34,15 @@ class Fault:
 
     reset: the connection is reset, nothing is forwarded. black_hole: no answer until the proxy is calmed. delay: it is
     forwarded after `seconds`, whoever still waits for it. status: answered by the proxy. drop_answer: the server has
-    taken it, the answer is lost. cut: of the answer, half of the body arrives.
+    taken it, the answer is lost. cut: of the answer, half of the body arrives. partial: of the request's body a `share`
+    is forwarded, then both connections are reset.
     """
 
     kind: Kind
     matches: Callable[[Request], bool] = lambda request: True
     times: int | None = None
     seconds: float = 0.0
+    share: float = 0.5
     status: int = 503
     headers: Mapping[str, str] = field(default_factory=dict)
     text: str = "made up by the proxy"
@@ -174,6 +176,9 @@ class _Handler(BaseHTTPRequestHandler):
             self._reset()
         elif fault.kind == "cut":
             self._answer(*self._forward(body), cut=True)
+        elif fault.kind == "partial":
+            self._forward_part(body, fault.share)
+            self._reset()
         else:
             if fault.kind == "black_hole":
                 self.proxy.wait_for_calm()
@@ -192,6 +197,16 @@ class _Handler(BaseHTTPRequestHandler):
             return answer.status, kept, answer.read()
         finally:
             connection.close()
+
+    def _forward_part(self, body: bytes, share: float) -> None:
+        target = self.proxy.target
+        connection = http.client.HTTPConnection(target.hostname or "", target.port, timeout=60)
+        connection.putrequest(self.command, self.path, skip_host=True, skip_accept_encoding=True)
+        for name, value in self.headers.items():
+            connection.putheader(name, value)
+        connection.endheaders()
+        connection.send(body[: int(len(body) * share)])
+        connection.close()
 
     def _answer(self, status: int, headers: list[tuple[str, str]], body: bytes, *, cut: bool = False) -> None:
         self.send_response_only(status)

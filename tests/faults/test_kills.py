@@ -39,9 +39,9 @@ ROUNDS = range(int(os.environ.get("FAULTS_ROUNDS", "1")))
 class Training:
     """A training in a process of its own."""
 
-    def __init__(self, folder: Path, uri: str) -> None:
+    def __init__(self, folder: Path, uri: str, *how: str) -> None:
         self.folder, self.uri = folder, uri
-        command = [sys.executable, str(Path(__file__).with_name("train.py")), str(folder), uri, folder.name]
+        command = [sys.executable, str(Path(__file__).with_name("train.py")), str(folder), uri, folder.name, *how]
         environment = {**os.environ, **IMPATIENT}
         self.process = subprocess.Popen(command, cwd=folder, env=environment, stderr=subprocess.DEVNULL)
         wait_until(lambda: self.returned() > 0)
@@ -72,13 +72,13 @@ class Training:
 
 
 @pytest.fixture
-def training(proxy: FaultProxy, tmp_path: Path) -> Iterator[Callable[[], Training]]:
+def training(proxy: FaultProxy, tmp_path: Path) -> Iterator[Callable[..., Training]]:
     started: list[Training] = []
 
-    def start() -> Training:
+    def start(*how: str) -> Training:
         folder = tmp_path / f"{tmp_path.parent.name}-{tmp_path.name}"  # the project: the tests share a server
         folder.mkdir()
-        started.append(Training(folder, proxy.url))
+        started.append(Training(folder, proxy.url, *how))
         return started[-1]
 
     yield start
@@ -202,3 +202,29 @@ def test_sync_says_what_is_pending_while_the_server_is_away(proxy: FaultProxy, s
     proxy.accept()
     assert sync(tmp_path).returncode == 0
     assert_exact(server, run_dir)
+
+
+def test_a_clock_that_is_set_back_moves_and_loses_no_row(proxy: FaultProxy, server: str, tmp_path: Path) -> None:
+    """An hour, in the middle of the training: the rows keep their order, their steps and the times they were given."""
+    hour = 3_600_000
+    times = [10 * hour + i for i in range(50)] + [9 * hour + i for i in range(50)]
+    rows = [Metrics(ts, step, {"x": float(step), "same": 1.0}) for step, ts in enumerate(times)]
+    run_dir = recorded(tmp_path, proxy.url, [*rows, finished()])
+    assert sync(tmp_path).returncode == 0
+    assert_exact(server, run_dir)
+    assert [entry.record for entry in journal(run_dir)][1:-1] == rows
+    assert only_run(server, run_dir).data.metrics["x"] == 99.0
+
+
+def test_a_training_whose_workers_live_on_is_dead(training: Callable[..., Training], server: str) -> None:
+    """Data loading workers inherit every descriptor of a training; none of them may keep the run open."""
+    killed = training("workers")
+    wait_until(lambda: killed.returned() > 50)
+    workers = [int(line) for line in (killed.folder / "workers").read_text().split()]
+    killed.kill()
+    try:
+        wait_until(lambda: state(killed.run_dir).done)
+        os.kill(workers[0], 0)  # it is still there
+    finally:
+        kill(*workers)
+    killed.check(server)

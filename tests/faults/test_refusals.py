@@ -12,7 +12,7 @@ import pytest
 from tests.faults.conftest import WAIT_S, finished, recorded, state, sync, wait_until
 from tests.faults.exactness import Row, assert_exact, only_run
 from tests.faults.exactness import row as stored_row
-from tests.faults.proxy import FaultProxy
+from tests.faults.proxy import FaultProxy, Request
 from unified_tracker import RejectedError, TransientError
 from unified_tracker._journal import Journal
 from unified_tracker._ledger import Ledger
@@ -28,6 +28,10 @@ def tracker(uri: str, folder: Path, run_id: str = "abcd1234"):
 
 def row(number: int, **values: float) -> Metrics:
     return Metrics(1_700_000_000_000 + number, number, values)
+
+
+def holds_poison(request: Request) -> bool:
+    return b'"metrics"' in request.body and b"poison" in request.body
 
 
 @pytest.mark.parametrize(
@@ -92,7 +96,7 @@ def test_a_record_at_which_the_server_fails_for_ever_is_set_aside_and_its_neighb
     records = [row(i, a=float(i), b=1.0) for i in range(150)]
     records.insert(70, row(500, poison=1.0, innocent=2.0))
     run_dir = recorded(tmp_path, proxy.url, [*records, finished()])
-    proxy.fault("status", status=500, matches=lambda request: b"poison" in request.body)
+    proxy.fault("status", status=500, matches=holds_poison)
     assert uploaders(run_dir).wait(2 * WAIT_S) == 0
     refused: Counter[Row] = Counter({stored_row("poison", 500, 1_700_000_000_500, 1.0): 1})
     assert_exact(server, run_dir, missing=refused)
@@ -102,6 +106,26 @@ def test_a_record_at_which_the_server_fails_for_ever_is_set_aside_and_its_neighb
     ledger.close()
     assert detail == "metrics poison"
     assert "made up by the proxy" in reason
+
+
+def test_a_first_and_only_value_at_which_the_server_fails_for_ever_holds_nothing_up(
+    proxy: FaultProxy, server: str, tmp_path: Path, uploaders: Callable
+) -> None:
+    """The run has no metric that could be written again as a proof of life."""
+    run_dir = recorded(tmp_path, proxy.url, [row(1, poison=1.0), finished()])
+    fault = proxy.fault("status", status=500, matches=lambda request: b'"metrics"' in request.body)
+    uploader = uploaders(run_dir)
+    wait_until(lambda: proxy.counts["status"] >= 9)  # of them canaries: as long as no metric is taken, it waits
+    assert (state(run_dir).set_aside, state(run_dir).done) == (0, False)
+    fault.matches = holds_poison
+    assert uploader.wait(2 * WAIT_S) == 0
+    run = only_run(server, run_dir)
+    assert run.info.status == "FINISHED"
+    assert run.data.tags["unified_tracker.delivery"] == "partial"
+    assert run.data.tags["unified_tracker.set_aside_why"].startswith("metrics poison: ")
+    assert set(run.data.metrics) == {"unified_tracker.canary"}
+    (only,) = mlflow.MlflowClient(server).get_metric_history(run.info.run_id, "unified_tracker.canary")
+    assert (only.value, only.step) == (0.0, 0)
 
 
 def test_a_server_that_fails_at_everything_loses_nothing(

@@ -11,8 +11,9 @@ import pytest
 
 from unified_tracker import Address, RejectedError, RunInfo, Tracker, TransientError
 from unified_tracker._backoff import CAP_S, Backoff
+from unified_tracker._courier import CALL_S, UNSORTED_TRIES
 from unified_tracker._journal import Journal, now_ms, segments
-from unified_tracker._lane import CALL_S, DONE, PENDING, UNSORTED_TRIES, Lane
+from unified_tracker._lane import DONE, PENDING, Lane
 from unified_tracker._ledger import Ledger
 from unified_tracker._rundir import RunDirectory, find_runs
 from unified_tracker.records import Artifact, Entry, Finished, Loss, Metrics, Params, StagedFile, Started, Tags
@@ -410,6 +411,24 @@ def test_a_value_at_which_the_backend_fails_for_ever_is_set_aside(tmp_path: Path
     assert len(tracker.rows) == 199
     assert tracker.tags["unified_tracker.set_aside"] == "1"
     assert clock.now < 120
+
+
+def test_trouble_that_is_over_when_the_backend_is_asked_blames_nothing(tmp_path: Path) -> None:
+    """The last failure of an outage, then proof of life: the value is tried once more before it is set aside."""
+    out = [True]
+
+    class Recovering(WithCanary):
+        def canary(self, entries: Sequence[Entry]) -> None:
+            out[0] = False
+
+    def trouble(call: str, entries: Sequence[Entry]) -> None:
+        if call == "log_metrics" and out[0]:
+            raise TransientError("HTTP 500", suspect=True)
+
+    tracker = Recovering(trouble)
+    assert deliver(directory(tmp_path, Metrics(1000, 1, {"loss": 1.0}), END), tracker) == DONE
+    assert tracker.rows == [(1, "loss", 1.0)]
+    assert tracker.tags["unified_tracker.delivery"] == "complete"
 
 
 def test_nothing_is_suspected_while_the_backend_takes_nothing_at_all(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ import threading
 from collections.abc import Callable, Iterator, Mapping
 from fractions import Fraction
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from unittest import mock
 
@@ -229,6 +230,25 @@ def test_what_was_refused_is_counted_on_the_run(recording: Path) -> None:
     run.finish(timeout_s=0)
     tags = {key: value for record in read(run) if isinstance(record, Tags) for key, value in record.values.items()}
     assert tags["unified_tracker.refused"] == "2"
+
+
+def test_a_checkpoint_that_the_disk_has_no_room_for_is_told_on_the_run_and_metrics_go_on(recording: Path) -> None:
+    path = recording / "model_best.pth"
+    path.write_bytes(b"weights" * (1 << 18))
+    run = ut.start_run("mlflow")
+    with (
+        mock.patch("shutil.disk_usage", return_value=SimpleNamespace(total=1 << 40, free=1 << 30)),
+        mock.patch("os.link", side_effect=OSError(errno.EXDEV, "another file system")),
+    ):
+        run.log_checkpoint(path, step=1)
+        run.log_metrics({"x": 1.0}, step=1)
+    run.finish(timeout_s=0)
+    tags = {key: value for record in read(run) if isinstance(record, Tags) for key, value in record.values.items()}
+    assert tags["unified_tracker.refused"] == "1"
+    assert "model_best.pth: " in tags["unified_tracker.refused_file"]
+    assert "would leave less than 2 GiB free" in tags["unified_tracker.refused_file"]
+    assert [record.values for record in read(run) if isinstance(record, Metrics)] == [{"x": 1.0}]
+    assert not any(isinstance(record, Artifact) for record in read(run))
 
 
 def test_an_unknown_status_is_recorded_as_failed_with_what_was_given(recording: Path) -> None:

@@ -10,7 +10,7 @@ import pytest
 from unified_tracker._journal import ATTEMPT_SHIFT, Journal, JournalReader
 from unified_tracker._retention import Retention
 from unified_tracker._rundir import LaneState, RunDirectory, write_json
-from unified_tracker._staging import Staging
+from unified_tracker._staging import FOLDERS, Staging
 from unified_tracker._tracker import RunInfo
 from unified_tracker.records import Artifact, Entry, Media
 
@@ -43,7 +43,8 @@ def holds(directory: RunDirectory, backend: str, sequence: int, **state: object)
 
 
 def staged(directory: RunDirectory) -> list[str]:
-    return sorted(path.name.split("-")[2] for path in (directory.path / "files").iterdir())
+    found = (path for folder in FOLDERS for path in (directory.path / folder).iterdir())
+    return sorted(path.name.split("-")[2] for path in found)
 
 
 def test_a_file_goes_when_the_last_backend_holds_it(directory: RunDirectory, entries: list[Entry]) -> None:

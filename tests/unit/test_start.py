@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import stat
 import subprocess
 import sys
 import threading
@@ -12,6 +14,7 @@ import pytest
 
 import unified_tracker as ut
 from unified_tracker._journal import JournalReader
+from unified_tracker._staging import FOLDERS
 from unified_tracker.records import Artifact, Finished, Metrics, Params, Record
 
 
@@ -178,7 +181,7 @@ def test_secrets_never_reach_the_run_directory(recording: Path, monkeypatch: pyt
     assert secret in "".join(run._uploader._secrets.values())
 
 
-def test_a_rotated_checkpoint_keeps_its_bytes_and_a_rewritten_one_is_copied(recording: Path) -> None:
+def test_a_rotated_checkpoint_keeps_its_bytes_and_without_a_guard_a_rewritten_one_is_copied(recording: Path) -> None:
     rotated, rewritten = recording / "epoch_1.pth", recording / "model_best.pth"
     with ut.start_run("mlflow") as run:
         rotated.write_bytes(b"one")
@@ -209,13 +212,25 @@ def test_a_rotated_checkpoint_keeps_its_bytes_and_a_rewritten_one_is_copied(reco
         ("epoch_3.pth", False),
     ],
 )
-def test_only_what_is_written_over_in_place_is_copied(recording: Path, name: str, copied: bool) -> None:
-    (recording / name).write_bytes(b"weights")
+def test_without_a_guard_only_what_is_written_over_in_place_is_copied(recording: Path, name: str, copied: bool) -> None:
+    (recording / name).write_bytes(b"weights" * (1 << 18))
     with ut.start_run("mlflow") as run:
         run.log_checkpoint(recording / name, step=1)
     assert run.dir is not None
-    (staged,) = (run.dir / "files").iterdir()
+    (staged,) = (path for folder in FOLDERS for path in (run.dir / folder).glob("*"))
     assert (staged.stat().st_nlink == 1) == copied
+
+
+def test_nobody_else_can_read_a_run_whatever_the_umask_says(recording: Path) -> None:
+    before = os.umask(0)
+    try:
+        run = ut.start_run("mlflow")
+        run.log_artifact(__file__)
+        run.finish()
+    finally:
+        os.umask(before)
+    assert run.dir is not None
+    assert {stat.S_IMODE(path.stat().st_mode) for path in (run.dir, run.dir / "files", run.dir / "journal")} == {0o700}
 
 
 def test_a_run_goes_on_under_its_id(recording: Path) -> None:

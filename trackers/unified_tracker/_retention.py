@@ -13,7 +13,7 @@ from typing import Final
 
 from unified_tracker._journal import ATTEMPT_SHIFT
 from unified_tracker._rundir import LaneState, RunDirectory
-from unified_tracker._staging import FOLDER, locate
+from unified_tracker._staging import FOLDERS, locate
 from unified_tracker.records import Artifact, Entry, Media
 
 ATTEMPT: Final = re.compile(r"(\d+)-\d+-")
@@ -24,6 +24,7 @@ class Retention:
 
     def __init__(self, directory: RunDirectory) -> None:
         self._directory = directory
+        self._folders = [directory.path / name for name in FOLDERS]
         self._waiting: deque[tuple[int, Path]] = deque()
 
     def delivered(self, entry: Entry) -> None:
@@ -32,7 +33,7 @@ class Retention:
         files = record.files if isinstance(record, Artifact) else (record.file,) if isinstance(record, Media) else ()
         for file in files:
             path = locate(self._directory.path, file)
-            if path.parent == self._directory.path / FOLDER:  # never a file of the user's that is delivered in place
+            if path.parent in self._folders:  # never a file of the user's that is delivered in place
                 self._waiting.append((entry.sequence, path))
 
     def release(self) -> None:
@@ -46,11 +47,9 @@ class Retention:
     def sweep(self) -> None:
         """At the end of an attempt that every backend holds: remove what lanes that died had left."""
         held = self._held_by_all()
-        folder = self._directory.path / FOLDER
-        states = self._states()
-        if not held or not folder.is_dir() or not all(state is not None and state.done for state in states):
+        if not held or not all(state is not None and state.done for state in self._states()):
             return
-        for path in folder.iterdir():
+        for path in (path for folder in self._folders if folder.is_dir() for path in folder.iterdir()):
             found = ATTEMPT.match(path.name.removeprefix("."))
             if found and int(found[1]) <= held >> ATTEMPT_SHIFT:
                 path.unlink(missing_ok=True)

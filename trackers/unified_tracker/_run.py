@@ -273,8 +273,7 @@ class Run:
             aliases: Names that move to this version; "latest" is implied.
             metadata: Stored with the version.
         """
-        assert self._staging is not None  # noqa: S101 -- `_call` has checked `active`
-        files = self._staging.hold_tree(Path(path), "copy")
+        files = self._hold(Path(path), "copy")
         label = None if name is None else as_text(name)
         record = Artifact(now_ms(), label, as_text(type), files, _aliases(aliases), _metadata(metadata))
         self._append(record)
@@ -292,21 +291,21 @@ class Run:
         """Record a model checkpoint as the next version of `run-<run id>-model`.
 
         Args:
-            path: The file, or a folder (sharded checkpoints). It must be complete. It is hard-linked, so that it may
-                be renamed or deleted at once; names that frameworks write over in place (`model_best.pth`, `last.pth`)
-                and paths logged before are copied instead. The bytes that were logged are delivered, or the run says
-                that they had changed.
+            path: The file, or a folder (sharded checkpoints). It must be complete. It is cloned or hard-linked, so
+                that it may be renamed or deleted at once. The uploader makes a link private within some 50 ms; who
+                opens the file for writing while it copies waits for it. Without an uploader, names that frameworks
+                write over in place (`model_best.pth`, `last.pth`) and paths logged before are copied in this call.
+                The bytes that were logged are delivered, or the run says that they had been written over.
             step: Completed optimiser iterations.
             epoch: Completed epochs; may be fractional.
             metrics: Metrics of exactly this checkpoint.
             aliases: Names that move to this version, such as "best"; "latest" is implied.
             metadata: Stored with the version.
         """
-        assert self._staging is not None  # noqa: S101 -- `_call` has checked `active`
         source = Path(path)
         at_risk = source in self._logged_paths or REWRITTEN.fullmatch(source.name) is not None
-        how: Hold = "copy" if at_risk else "link"
-        files = self._staging.hold_tree(source, how)
+        how: Hold = "guarded" if at_risk else "link"
+        files = self._hold(source, how)
         self._logged_paths.add(source)
         values, refused = self._numbers(metrics or {})
         record = Artifact(
@@ -362,9 +361,16 @@ class Run:
             sample,
             file,
             _aliases(aliases),
+            self._samples.images,
         )
         self._append(record)
         self._refuse("log_predictions", *refused)
+
+    @_call
+    def _before_rewrite(self, path: Path) -> None:
+        """A checkpoint is about to be written over, say the adapters. Waits for the copy of one logged just now."""
+        assert self._staging is not None  # noqa: S101 -- `_call` has checked `active`
+        self._staging.before_rewrite(path)
 
     @_call
     def _log_file(self, name: str, content: bytes | Path) -> None:
@@ -464,6 +470,15 @@ class Run:
                 self._append(Params(now_ms(), {name: value}))
             except ValueError as error:  # noqa: PERF203 -- a configuration of over 16 MiB is no everyday matter
                 yield name, str(error)
+
+    def _hold(self, source: Path, how: Hold) -> tuple[StagedFile, ...]:
+        """Stage a file or a folder; a refusal is told on the run, with its reason."""
+        assert self._staging is not None  # noqa: S101 -- `_call` has checked `active`
+        try:
+            return self._staging.hold_tree(source, how)
+        except OSError as error:
+            self._append(Tags(now_ms(), {"unified_tracker.refused_file": mask_text(f"{source.name}: {error}")[:500]}))
+            raise
 
     def _media(
         self,

@@ -6,7 +6,8 @@
         run.json                who the run is (`RunInfo`)
         writer.lock             held by the process that trains
         journal/*.utj           the journal
-        files/                  staged files
+        files/, links/          staged files; links are made private by the guard
+        guard.lock              held by the uploader while it does
         lanes/<backend>.db      acknowledged position, backend ids, records set aside
         lanes/<backend>.json    state for people and for the training process (`LaneState`)
         uploader.lock, uploader.log
@@ -140,17 +141,37 @@ class RunDirectory:
 
     def writer_alive(self) -> bool:
         """True while a process trains this run. Never call it in that process: closing a descriptor frees the lock."""
+        return _is_held(self.path / "writer.lock")
+
+    @contextlib.contextmanager
+    def guarding(self) -> Iterator[None]:
+        """Say for a while that links of this directory are made private as they appear; waits for a guard before."""
+        fd = os.open(self.path / "guard.lock", os.O_RDWR | os.O_CREAT | getattr(os, "O_CLOEXEC", 0), 0o600)
         try:
-            fd = os.open(self.path / "writer.lock", os.O_RDWR | getattr(os, "O_CLOEXEC", 0))
-        except FileNotFoundError:
-            return False
-        try:
-            fcntl.lockf(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            return True
+            with contextlib.suppress(OSError):  # no locks here: nobody relies on the guard then
+                fcntl.lockf(fd, fcntl.LOCK_EX)
+            yield
         finally:
             os.close(fd)
+
+    def guarded(self) -> bool:
+        """True while a guard is there. Never call it in the guard's process, as with `writer_alive`."""
+        return _is_held(self.path / "guard.lock")
+
+
+def _is_held(lock: Path) -> bool:
+    """True if another process holds a POSIX record lock."""
+    try:
+        fd = os.open(lock, os.O_RDWR | getattr(os, "O_CLOEXEC", 0))
+    except FileNotFoundError:
         return False
+    try:
+        fcntl.lockf(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return True
+    finally:
+        os.close(fd)
+    return False
 
 
 def write_json(path: Path, content: msgspec.Struct) -> None:

@@ -1,33 +1,59 @@
 """Staging: taking responsibility for the bytes of a file at the moment it is logged.
 
-A hard link costs microseconds and survives rotation, renaming and deletion, but not being written over in place (same
-inode). A copy survives everything. Which one is the caller's decision; what is delivered is checked against size and
-modification time in either case (`changed`).
+Three ways, the first that is possible:
+
+* a **clone**, where the file system shares blocks between files (Btrfs, XFS): costs nothing, survives everything;
+* a **hard link**: costs microseconds, survives rotation, renaming and deletion, but not being written over in place
+  (same inode), until the guard in the uploader has made it private, some 50 ms and one copy later; the kernel lets
+  whoever opens the file for writing wait meanwhile. Adapters, which know what is about to be written over, make sure
+  of it (`before_rewrite`);
+* a **copy**, which survives everything and blocks as long as it takes.
+
+A name that is known to be written over is linked only while a guard is there, and copied if it is small. What is
+delivered is checked against size and modification time in every case (`changed`): bytes that were written over in the
+moment before the guard had them are told, never published.
 """
 
 from __future__ import annotations
 
+import errno
 import itertools
 import os
 import re
 import shutil
+import sys
+import time
 from pathlib import Path
 from typing import Final, Literal
 
+from unified_tracker._guard import LINKS, SMALL, make_private, room_for
+from unified_tracker._rundir import RunDirectory
 from unified_tracker._values import as_text
 from unified_tracker.records import StagedFile
 
+try:
+    import fcntl
+except ImportError:  # Windows: `start_run` says that it is not supported there
+    fcntl = None  # type: ignore[assignment]
+
 FOLDER: Final = "files"
-Hold = Literal["link", "copy"]
+FOLDERS: Final = (FOLDER, LINKS)
+FICLONE: Final = 0x40049409
+MARK_NS: Final = 617
+RECENT_S: Final = 2.0
+PATIENCE_S: Final = 10.0
+Hold = Literal["link", "guarded", "copy"]
 
 
 class Staging:
-    """The `files` folder of a run directory."""
+    """The `files` and `links` folders of a run directory."""
 
     def __init__(self, run_dir: Path, attempt: int) -> None:
         self._run_dir = run_dir
         self._attempt = attempt
         self._numbers = itertools.count(1)
+        self._clones = sys.platform == "linux"
+        self._linked: dict[str, list[Path]] = {}
 
     def write(self, name: str, content: bytes) -> StagedFile:
         """Stage bytes that exist in memory only."""
@@ -65,19 +91,33 @@ class Staging:
         Args:
             source: The file; it may change or vanish afterwards.
             name: Its name inside the artifact, POSIX, relative.
-            how: "link" for a file that nobody writes over in place, else "copy". A link that the file system refuses
-                becomes a copy.
+            how: "link" for a file that nobody is expected to write over in place, "guarded" for one that will be, else
+                "copy". A link that the file system refuses becomes a copy.
 
         Raises:
-            OSError: The file cannot be read, or the disk is full. Nothing stays behind.
+            OSError: The file cannot be read, or a copy would leave too little room on the disk. Nothing stays behind.
         """
-        target = self._target(name)
-        if how == "link":
+        if self._clones:
+            target = self._target(name)
+            if self._clone(source, target):
+                return self._staged(name, target)
+        size = source.stat().st_size
+        if how == "link" or (how == "guarded" and self._may_link(source, size)):
+            target = self._target(name, LINKS)
             try:
                 os.link(source, target)
-                return self._staged(name, target)
             except OSError:
                 pass  # another file system, or links are forbidden
+            else:
+                _mark(target)
+                self._linked.setdefault(os.path.abspath(source), []).append(target)
+                return self._staged(name, target)
+        target = self._target(name)
+        if not room_for(target.parent, size):
+            why = (
+                f"a copy of {source} ({size >> 20} MiB) would leave less than 2 GiB free on the disk of {self._run_dir}"
+            )
+            raise OSError(errno.ENOSPC, why)
         try:
             shutil.copyfile(source, target)
         except OSError:
@@ -102,11 +142,42 @@ class Staging:
             raise
         return tuple(held)
 
-    def _target(self, name: str) -> Path:
-        folder = self._run_dir / FOLDER
-        folder.mkdir(mode=0o700, exist_ok=True)
+    def before_rewrite(self, path: Path) -> None:
+        """Make private what was linked from a file, or below a folder, that is about to be written over.
+
+        Blocking: microseconds, since the guard has usually done it; else one copy, at most ten seconds behind the
+        guard's own.
+        """
+        about = os.path.abspath(path)
+        for source, targets in list(self._linked.items()):
+            if source == about or source.startswith(about + os.sep):
+                for target in targets:
+                    make_private(target, hold_back=False, patience_s=PATIENCE_S)
+                del self._linked[source]
+
+    def _may_link(self, source: Path, size: int) -> bool:
+        """A guard is there to make it private, or there is no room for anything else."""
+        if size <= SMALL:
+            return False
+        return RunDirectory(self._run_dir).guarded() or not room_for(self._run_dir, size)
+
+    def _clone(self, source: Path, target: Path) -> bool:
+        """FICLONE: two files that share their blocks until one of them is written to."""
+        with source.open("rb") as old, target.open("xb") as new:
+            try:
+                fcntl.ioctl(new.fileno(), FICLONE, old.fileno())
+            except OSError as error:
+                target.unlink()
+                # A source on another file system says nothing about the next one.
+                self._clones = error.errno in {errno.EXDEV, errno.EINVAL}
+                return False
+        return True
+
+    def _target(self, name: str, folder: str = FOLDER) -> Path:
+        parent = self._run_dir / folder
+        parent.mkdir(mode=0o700, exist_ok=True)
         base = re.sub(r"[^A-Za-z0-9_.\-]", "_", name.rpartition("/")[2])[-80:] or "file"
-        return folder / f"{self._attempt:03d}-{next(self._numbers):06d}-{base}"
+        return parent / f"{self._attempt:03d}-{next(self._numbers):06d}-{base}"
 
     def _staged(self, name: str, target: Path) -> StagedFile:
         stat = target.stat()
@@ -127,3 +198,17 @@ def changed(run_dir: Path, file: StagedFile) -> str | None:
     if (stat.st_size, stat.st_mtime_ns) != (file.size, file.mtime_ns):
         return f"{file.path} was written over in place after it had been logged"
     return None
+
+
+def _mark(path: Path) -> None:
+    """Move the time of a file that was written just now by less than a microsecond.
+
+    File systems tick in milliseconds: a file of the same size, written over within the same tick, would have the time
+    of the bytes before it. After this it has not. The same file gets the same mark again.
+    """
+    stat = path.stat()
+    if time.time() - stat.st_mtime < RECENT_S:
+        try:
+            os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns // 1000 * 1000 + MARK_NS))
+        except OSError:
+            pass  # somebody else's file

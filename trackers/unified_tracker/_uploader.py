@@ -1,5 +1,7 @@
 """The uploader: one process for a run directory, holding its lock and keeping a lane alive for every backend.
 
+Beside them a thread watches over linked files (`_guard`).
+
 It imports no SDK. `unified-tracker sync` is the same code in the foreground.
 """
 
@@ -20,7 +22,9 @@ from filelock import FileLock, Timeout
 
 from unified_tracker import _pending
 from unified_tracker._backoff import Backoff
-from unified_tracker._lane import CALL_S, DONE, LIMIT_VARIABLE, LINGER_S, PENDING
+from unified_tracker._courier import CALL_S, LIMIT_VARIABLE
+from unified_tracker._guard import Guard
+from unified_tracker._lane import DONE, LINGER_S, PENDING
 from unified_tracker._rundir import LaneState, RunDirectory
 
 POLL_S: Final = 0.2
@@ -122,13 +126,15 @@ class LaneProcess:
             process.kill()
 
 
-def deliver(directory: RunDirectory, *, linger_s: float, wait_s: float = 0.0) -> int:
+def deliver(directory: RunDirectory, *, linger_s: float, wait_s: float = 0.0, nice: int = 0) -> int:
     """Deliver a run directory until it is done or every lane has given up for now.
 
     Args:
         directory: What to deliver.
         linger_s: How long a lane goes on without success once the training is gone.
         wait_s: How long to wait for another uploader of the same directory to end.
+        nice: How far the lanes stand back behind the training. The guard does not (on Linux, where every thread has a
+            priority of its own): a training may be waiting for it.
 
     Returns:
         0 done, 2 something is pending, 5 another uploader has the directory.
@@ -140,6 +146,10 @@ def deliver(directory: RunDirectory, *, linger_s: float, wait_s: float = 0.0) ->
         return LOCKED
     _pending.remember(directory.path)
     lanes = [LaneProcess(directory, name, linger_s) for name in directory.info().backends]
+    guard = Guard(directory)
+    guard.start()
+    if nice and hasattr(os, "nice"):
+        os.nice(nice)
     try:
         while any(lane.code is None for lane in lanes):
             for lane in lanes:
@@ -148,6 +158,7 @@ def deliver(directory: RunDirectory, *, linger_s: float, wait_s: float = 0.0) ->
     finally:
         for lane in lanes:
             lane.end()
+        guard.end()
         if all(lane.code == DONE for lane in lanes):
             _pending.forget(directory.path)
         lock.release()
@@ -158,11 +169,9 @@ def main(arguments: Sequence[str]) -> int:
     """Deliver a run directory. Arguments: its path, seconds to wait for another uploader (default 0)."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(PENDING))
-    if hasattr(os, "nice"):
-        os.nice(NICE)
     linger = float(os.environ.get("UNIFIED_TRACKER_LINGER_S", LINGER_S))
     wait_s = float(arguments[1]) if len(arguments) > 1 else 0.0
-    return deliver(RunDirectory(Path(arguments[0])), linger_s=linger, wait_s=wait_s)
+    return deliver(RunDirectory(Path(arguments[0])), linger_s=linger, wait_s=wait_s, nice=NICE)
 
 
 if __name__ == "__main__":

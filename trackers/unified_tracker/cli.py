@@ -17,6 +17,7 @@ from rich.text import Text
 from unified_tracker import _display, _doctor, _pending, _plugins
 from unified_tracker._delivery import Delivery, Outcome, RunReport, deliveries, overall
 from unified_tracker._errors import ConfigurationError
+from unified_tracker.predictions import _commands
 
 app = typer.Typer(
     name="unified-tracker",
@@ -26,6 +27,8 @@ app = typer.Typer(
     rich_markup_mode="markdown",
     pretty_exceptions_show_locals=False,  # a traceback in a bug report must not carry credentials
 )
+
+app.add_typer(_commands.app)
 
 Folders = Annotated[
     list[Path] | None,

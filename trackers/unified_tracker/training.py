@@ -174,6 +174,10 @@ class TrainingSession:
             self.run.log_table(f"{split}/{task}/per_class", ["category", "AP"], rows, evaluation.step)
         self._evaluations[split, evaluation.step] = evaluation
 
+    def checkpoint_begins(self, path: Path) -> None:
+        """The framework is about to write a checkpoint, perhaps over one that has been recorded."""
+        self.run._before_rewrite(path)
+
     def predictions_ready(self, evaluation: SampleEvaluation, step: int, epoch: float | None, alias: str) -> None:
         """Record what the model said about the sample in the evaluation that has just ended: after `evaluation_ended`.
 

@@ -75,8 +75,11 @@ def tracker_backend() -> Backend:
 
 
 def _absolute(uri: str) -> str:
-    """A relative SQLite path as an absolute one: the uploader and later commands run elsewhere."""
+    """A relative path as an absolute one: the uploader and later commands run elsewhere."""
     prefix = "sqlite:///"
     if uri.startswith(prefix) and not uri.startswith(prefix + "/") and ":memory:" not in uri:
         return prefix + str(Path.cwd() / uri.removeprefix(prefix))
+    folder = uri.removeprefix("file:") if not uri.startswith("file:/") else uri
+    if ":" not in folder and folder != "databricks":
+        return Path(folder).absolute().as_uri()
     return uri

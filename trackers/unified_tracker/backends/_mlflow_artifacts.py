@@ -46,8 +46,9 @@ class Version(msgspec.Struct):
 class MlflowArtifacts:
     """Everything of one run that is a file."""
 
-    def __init__(self, client: mlflow.MlflowClient, run_dir: Path) -> None:
-        self._client = client
+    def __init__(self, client: mlflow.MlflowClient, run_dir: Path, *, appends: bool = False) -> None:
+        """Set where to. `appends`: the store does not recognise a row that comes again."""
+        self._client, self._appends = client, appends
         self._scratch = run_dir / "scratch"
         self._experiment = self._run_id = self._uri = ""
         self._has_models = True
@@ -196,6 +197,8 @@ class MlflowArtifacts:
             if not math.isfinite(value):
                 continue  # not applicable to this model; the run has it
             mine = [row for row in self._history(key) if row.step == step and row.value == value]
+            if mine and self._appends:
+                continue  # it would stand there twice; the run has it
             rows.append(Metric(key, value, mine[-1].timestamp if mine else record.ts, step, model_id=model_id))
         for start in range(0, len(rows), 1000):
             self._client.log_batch(self._run_id, metrics=rows[start : start + 1000])

@@ -34,7 +34,7 @@ class MlflowPredictions:
         record = entry.record
         assert isinstance(record, Predictions)  # noqa: S101 -- the lane sorts by kind
         if self._sample != report.sample_digest:
-            self._log_sample(run_id, experiment, report)
+            self._log_sample(run_id, experiment, record, report)
             self._sample = report.sample_digest
         self._artifacts.log_version(report.artifact, report.files)
         self._artifacts.log_files({OVERVIEW: report.overview})
@@ -45,7 +45,7 @@ class MlflowPredictions:
         for name, table in report.tables.items():
             self._artifacts.log_table(f"{folder}/predictions/{name}/step_{step:09d}", msgspec.json.encode(table))
 
-    def _log_sample(self, run_id: str, experiment: str, report: PredictionReport) -> None:
+    def _log_sample(self, run_id: str, experiment: str, record: Predictions, report: PredictionReport) -> None:
         """Store the sample as `<dataset>-val`, unless a run of the experiment holds the same; make it an input."""
         files = report.sample_files
         digest, _ = files_digest(files)
@@ -54,7 +54,7 @@ class MlflowPredictions:
         if uri is None:
             name = path_like(f"{report.sample.dataset}-val").replace("/", "_")
             metadata = {"images": len(report.sample.images), "classes": len(report.sample.classes), "sample": digest}
-            version = self._artifacts.log_version(Artifact(report.ts, name, "dataset", (), (), metadata), files)
+            version = self._artifacts.log_version(Artifact(record.ts, name, "dataset", (), (), metadata), files)
             uri = f"runs:/{run_id}/{quote(name)}/v{version}"
         self._client.set_tag(run_id, tag, uri)
         profile = {"num_images": len(report.sample.images), "num_objects": report.objects}

@@ -44,6 +44,7 @@ if TYPE_CHECKING:
 RUN_TAG: Final = "unified_tracker.run_id"
 DUPLICATE_TAG: Final = "unified_tracker.duplicate_of"
 NAME_TAG: Final = "unified_tracker.name."
+CANARY: Final = "unified_tracker.canary"
 NONFINITE_TAG: Final = "unified_tracker.nonfinite."
 # MLflow's pages open an experiment as one of language models unless it says what it is.
 TRAINING_PAGES: Final = {"mlflow.experimentKind": "custom_model_development"}
@@ -82,8 +83,10 @@ class MlflowTracker:
         self._arrived: set[tuple[Identity, Identity, int]] = set()  # requests of the call that is being repeated
         self._refused: tuple[Identity, Identity, int] | None = None
         self._stored: dict[str, set[Identity]] = {}
+        self._appends = whole.partition(":")[0] in {"file", whole}  # a folder: what is sent twice stands there twice
+        self._repeating = {"finite", "rest"}
         self._held = 0
-        self._artifacts = MlflowArtifacts(self._client, run_dir)
+        self._artifacts = MlflowArtifacts(self._client, run_dir, appends=self._appends)
         self._predictions = MlflowPredictions(self._client, self._artifacts)
         self._own_id = self._run_id = self._experiment_id = ""
 
@@ -133,11 +136,15 @@ class MlflowTracker:
 
     @sorted_errors
     def canary(self, entries: Sequence[Entry]) -> None:
-        """Write again what the run has already. Raises for files: a store that fails now may take them tomorrow."""
+        """Write again what the run has already. Raises for files: a store that fails now may take them tomorrow.
+
+        A run that has no metric yet gets one that says what it is: a row too many where the alternative is that
+        everything behind a value at which the server fails waits for ever.
+        """
         self._set_tags({RUN_TAG: self._own_id})
         for entry in entries:
             if isinstance(entry.record, Metrics):
-                self._client.log_batch(self._run_id, metrics=[self._known_row()])
+                self._client.log_batch(self._run_id, metrics=[self._known_row(entry.record.ts)])
             elif not isinstance(entry.record, (Params, Tags)):
                 raise TransientError("nothing is known of the artifact store")
 
@@ -164,9 +171,13 @@ class MlflowTracker:
         self._publish_names()
         self._set_tags(flags)
         # Old servers refuse a whole batch for ever when a NaN in it comes twice: NaNs travel apart.
-        for batch in (finite, rest):
+        for kind, batch in (("finite", finite), ("rest", rest)):
             for start in range(0, len(batch), METRICS_A_CALL):
-                self._log_rows(batch[start : start + METRICS_A_CALL])
+                rows = batch[start : start + METRICS_A_CALL]
+                if self._appends:
+                    self._append_rows(kind, rows)
+                else:
+                    self._log_rows(rows)
         self._arrived.clear()
         if finite:
             self._last_row = finite[-1]
@@ -323,15 +334,33 @@ class MlflowTracker:
             self._client.log_batch(self._run_id, metrics=missing)
         self._arrived.add(mark)
 
-    def _known_row(self) -> Metric:
-        """A row that the run has."""
+    def _append_rows(self, kind: str, rows: Sequence[Metric]) -> None:
+        """One request to a store of text files: what it has already is left out, for as long as there is such.
+
+        Rows come in the order of the journal, so behind the first one that is missing everything of its kind is.
+        """
+        if kind in self._repeating:
+            rows = self._not_stored(rows)
+            if not rows:
+                return
+            self._repeating.discard(kind)
+            if not self._repeating:
+                self._stored = {}
+        try:
+            self._client.log_batch(self._run_id, metrics=rows)
+        except mlflow.MlflowException:
+            self._repeating, self._stored = {"finite", "rest"}, {}  # some of them may stand there now
+            raise
+
+    def _known_row(self, ts: int) -> Metric:
+        """A row that the run has, or that nothing can be wrong with; the same one each time."""
         if self._last_row is None:
             run = self._client.get_run(self._run_id)
             for key in [key for key, value in run.data.metrics.items() if math.isfinite(value)]:
                 self._last_row = self._client.get_metric_history(self._run_id, key)[-1]
                 if math.isfinite(self._last_row.value):
                     return self._last_row
-            raise TransientError(f"run {self._run_id} has no metrics yet")
+            return Metric(CANARY, 0.0, ts, 0)
         return self._last_row
 
     def _not_stored(self, rows: Sequence[Metric]) -> list[Metric]:

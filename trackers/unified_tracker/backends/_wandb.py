@@ -20,7 +20,8 @@ from unified_tracker._tracker import Address, Backend, Finding, RunInfo, Tracker
 from unified_tracker.hookspecs import hookimpl
 from unified_tracker.records import Entry, Status
 
-OPTIONS: Final = frozenset({"entity", "mode", "group", "job_type", "dir", "run_id", "base_url"})
+OPTIONS: Final = frozenset({"entity", "mode", "group", "job_type", "dir", "run_id", "base_url", "names"})
+OLD_NAMES: Final = "mmdet2"
 MODES: Final = {
     "online": "online",
     "run": "online",
@@ -43,6 +44,10 @@ def check(options: Mapping[str, Any]) -> dict[str, Any]:
     * `run_id`: a W&B run to join; default `$WANDB_RUN_ID`, else a run of our own. A run that is active in this process
       can be written by this process alone: ours becomes its neighbour in the same group, which is said in one line.
 
+    * `names`: "mmdet2" offers models, predictions and validation data also under the names that `MMDetWandbHook` of
+      MMDetection 2.x gave them: `run_<run id>_model`, `run_<run id>_pred`, `val`. Each is an artifact of its own, with
+      one reference a file and none of the bytes.
+
     Beside these the result holds what the environment says about the run (`project`, `name`, `notes`, `tags`), so that
     a later `sync` from another shell does the same. It holds no key.
     """
@@ -50,6 +55,8 @@ def check(options: Mapping[str, Any]) -> dict[str, Any]:
     for key, value in options.items():
         if value is not None and not isinstance(value, (str, os.PathLike)):
             raise ConfigurationError(f"options of 'wandb': {key} must be a string, not {value!r}")
+    if options.get("names") not in {None, OLD_NAMES}:
+        raise ConfigurationError(f"options of 'wandb': names must be {OLD_NAMES!r}, not {options['names']!r}")
     folder = options.get("dir") or os.environ.get("WANDB_DIR")
     checked: dict[str, Any] = {
         "mode": None,
@@ -59,6 +66,8 @@ def check(options: Mapping[str, Any]) -> dict[str, Any]:
         "dir": str(Path(folder).expanduser().absolute()) if folder else None,
         "run_id": options.get("run_id") or os.environ.get("WANDB_RUN_ID"),
     }
+    if options.get("names"):
+        checked["names"] = options["names"]
     for key in ("project", "name", "notes", "tags", "base_url"):
         if value := options.get(key) or os.environ.get(f"WANDB_{key.upper()}"):
             checked[key] = value

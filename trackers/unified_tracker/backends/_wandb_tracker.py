@@ -1,80 +1,46 @@
-"""The W&B tracker. Runs in the lane's process only; with `_wandb_errors` the one module that imports wandb."""
+"""The W&B tracker. Runs in the lane's process only; the modules beside it are its parts."""
 
 from __future__ import annotations
 
-import glob
-import html
 import logging
 import os
-import re
 import shlex
-import shutil
 import time
 from collections.abc import Mapping, Sequence
-from pathlib import Path, PurePosixPath
-from typing import Any, Final, Literal
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
 
-# Before wandb is imported: what it says about itself to its makers, and a service process of the training's own run,
-# which dies with the training, are not for this process.
-os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
-os.environ.pop("WANDB_SERVICE", None)
+# First: it sets what wandb looks at when it is imported.
+from unified_tracker.backends._wandb_settings import settings  # isort: split
 
-import msgspec
-import numpy as np
 import wandb
-import wandb.util
-from PIL import Image
 from wandb.sdk.data_types.utils import val_to_json  # what `log` does with a picture or table, without logging a row
 
-from unified_tracker._errors import DeliveryError, RejectedError, TransientError
-from unified_tracker._lane import Clock
+from unified_tracker._backoff import Clock
+from unified_tracker._errors import DeliveryError, TransientError
 from unified_tracker._naming import Renamer
 from unified_tracker._tracker import Address, RunInfo
 from unified_tracker.backends import _wandb_values as values
+from unified_tracker.backends._wandb import OLD_NAMES
 from unified_tracker.backends._wandb_errors import clean, opening_error, sorted_errors
+from unified_tracker.backends._wandb_files import RunFiles
+from unified_tracker.backends._wandb_media import media
 from unified_tracker.backends._wandb_memory import Memory
 from unified_tracker.backends._wandb_receipts import ENDED, ReadBack, Receipts, Report
-from unified_tracker.records import Artifact, Entry, Media, Metrics, Params, Status, Tags
+from unified_tracker.backends._wandb_versions import Draft, Versions
+from unified_tracker.records import Artifact, Entry, Media, Metrics, Params, Predictions, Status, Tags
+
+if TYPE_CHECKING:
+    from unified_tracker.backends._wandb_predictions import PredictionLog
+    from unified_tracker.predictions._report import PredictionReport
 
 FOLDER: Final = "wandb"  # in the run directory: memory, wandb's data and cache
 EXIT_CODES: Final[dict[Status, int]] = {"FINISHED": 0, "FAILED": 1, "KILLED": 255}
-INIT_S: Final = 30.0
-FINISH_S: Final = 300.0
-ARTIFACT_S: Final = 60
 ASK_S: Final = 15.0  # between two questions to the server: W&B's client sends rows about as often
 STALL_S: Final = 600.0  # the server answers, but nothing of what was sent arrives: W&B's client has given up silently
-REFUSED: Final = re.compile(r"returned error (400|413|422)|: input: ")  # the request is wrong, not the moment
 LAGS_S: Final = (0.0, 1.0, 3.0)  # a service may see its own rows a little late
-FILE_S: Final = 30.0
-FILE_POLL_S: Final = 0.5
-BIG: Final = 1 << 26
-FILE_AGAIN_S: Final = 600.0
-SETTINGS: Final[dict[str, Any]] = {
-    "console": "off",
-    "silent": True,
-    "init_timeout": INIT_S,
-    "finish_timeout": FINISH_S,
-    "finish_timeout_raises": True,  # a finish that gives up silently would be taken for a delivery
-    # This process is not the training: its machine load, code, git state and packages are none of the run's.
-    "disable_git": True,
-    "disable_code": True,
-    "save_code": False,
-    "disable_job_creation": True,
-    "sagemaker_disable": True,
-    "label_disable": True,
-    "x_disable_stats": True,
-    "x_disable_meta": True,
-    "x_disable_machine_info": True,
-    "x_save_requirements": False,
-}
 
 _log = logging.getLogger("unified_tracker.wandb")
-logging.getLogger("wandb").propagate = False  # it writes a log of its own, beside the run
-
-# wandb asks for every picture and table whether it is a data frame, importing pandas for it. We pass none, and a pandas
-# that does not fit NumPy (NumPy 1 is what Detectron2 wants) must not cost a picture.
-if hasattr(wandb.util, "pd_available"):
-    wandb.util.pd_available = False
 
 
 class WandbTracker:
@@ -97,7 +63,7 @@ class WandbTracker:
     def __init__(self, run: RunInfo, run_dir: Path, options: Mapping[str, Any], *, clock: Clock = time) -> None:
         self._options, self._clock = options, clock
         self._offline = options.get("mode") == "offline"
-        self._own = run_dir / FOLDER
+        self._own, self._id = run_dir / FOLDER, run.id
         self._memory = Memory.read(self._own)
         self.rebuilds: bool = self._offline and self._memory.rebuilds
         self.broken: str | None = None
@@ -112,9 +78,9 @@ class WandbTracker:
         self._step: int | None = None
         self._server_step = 0
         self._logged: set[tuple[int, tuple[str, ...]]] = set()
-        self._versions: dict[str, tuple[str, dict[str, Any], set[str]]] = {}
-        self._uploading: tuple[int, Any] | None = None
-        self._saving: tuple[int, set[str], float] | None = None
+        self._versions: Versions
+        self._files: RunFiles
+        self._predictions: PredictionLog | None = None
         self._server: ReadBack | None = None
         self._receipts = Receipts(0)
         self._ask_at = self._stalls_at = 0.0
@@ -151,7 +117,7 @@ class WandbTracker:
                 group=self._options.get("group"),
                 job_type=self._options.get("job_type"),
                 reinit="create_new",
-                settings=_settings(mode="offline" if self._offline else "online", root_dir=str(root)),
+                settings=settings(mode="offline" if self._offline else "online", root_dir=str(root)),
             )
             return self._opened(run)
         except BaseException as error:
@@ -175,6 +141,9 @@ class WandbTracker:
             self._ask_at = self._clock.monotonic() + ASK_S
             self._stalls_at = self._clock.monotonic() + STALL_S
         self._memory.write(self._own)
+        self._files = RunFiles(self._run, self._receipts, self._server, self._clock)
+        self._versions = Versions(self._run, offline=self._offline, clock=self._clock)
+        self._predictions = None
         self._run.define_metric(values.AXIS)
         self._run.define_metric("*", step_metric=values.AXIS)
         given = str(self._options.get("tags") or "").split(",")
@@ -266,7 +235,25 @@ class WandbTracker:
         assert isinstance(record, Media)  # noqa: S101 -- the lane sorts by kind
         name = self._metrics(record.name)
         self._publish_names()
-        self._log_row(entry, record.ts, record.step, {name: _media(record, file)}, files=True)
+        self._log_row(entry, record.ts, record.step, {name: media(record, file)}, files=True)
+        self._sent(entry.sequence)
+
+    @sorted_errors
+    def log_predictions(self, entry: Entry, report: PredictionReport) -> None:
+        record = entry.record
+        assert isinstance(record, Predictions)  # noqa: S101 -- the lane sorts by kind
+        if self._predictions is None:
+            from unified_tracker.backends._wandb_predictions import PredictionLog  # for runs that have predictions
+
+            names = self._options.get("names")
+            self._predictions = PredictionLog(
+                self._own, self._versions, self._run, offline=self._offline, old_names=names == OLD_NAMES
+            )
+        row_at = self._predictions.log(entry.sequence, report)
+        row = row_at(f"{record.split}/predictions", self._step_of(entry))
+        row = {self._metrics(name): value for name, value in row.items()}
+        self._publish_names()
+        self._log_row(entry, record.ts, record.step, row, files=True)
         self._sent(entry.sequence)
 
     @sorted_errors
@@ -274,9 +261,13 @@ class WandbTracker:
         record = entry.record
         assert isinstance(record, Artifact)  # noqa: S101 -- the lane sorts by kind
         if record.name is None:
-            self._save_files(entry.sequence, files)
+            self._files.save(entry.sequence, files)
         else:
-            self._log_version(entry.sequence, record, record.name, files)
+            deadline, draft = self._versions.deadline(), Draft.of(record, record.name, files)
+            version = self._versions.log(entry.sequence, draft, deadline)
+            if self._options.get("names") == OLD_NAMES and record.name == f"run-{self._id}-model":
+                old = draft.as_references(f"run_{self._run.id}_model", version)
+                self._versions.log(entry.sequence, old, deadline)
         self._sent(entry.sequence)
 
     def held(self) -> int:
@@ -373,22 +364,25 @@ class WandbTracker:
     # ---- inside ------------------------------------------------------------------------------------------------
 
     def _log_row(self, entry: Entry, ts: int, step: int | None, row: dict[str, Any], *, files: bool = False) -> None:
-        if self._step is None:
-            self._step = self._memory.step_after(entry.sequence)
+        own = self._step_of(entry)
         if step is not None:
             row[values.AXIS] = step
         row["_timestamp"] = ts / 1000
-        if self._step >= self._server_step:
-            self._run.log(row, step=self._step, commit=True)
+        if own >= self._server_step:
+            self._run.log(row, step=own, commit=True)
             self._receipts.row()
         elif files:  # the server has the row, but its file may have been cut short: it goes again, under the same name
             for name, value in row.items():
-                val_to_json(self._run, name, value, namespace=self._step)
+                val_to_json(self._run, name, value, namespace=own)
         if files and self._server is not None:
             folder = Path(self._run.dir)
-            for path in folder.glob(f"media/**/*_{self._step}_*"):
+            for path in folder.glob(f"media/**/*_{own}_*"):
                 self._receipts.file(path.relative_to(folder).as_posix(), path.stat().st_size)
-        self._step += 1
+        self._step = own + 1
+
+    def _step_of(self, entry: Entry) -> int:
+        """W&B's step of the row that comes next, which is this record's."""
+        return self._memory.step_after(entry.sequence) if self._step is None else self._step
 
     def _update_config(self, changed: Mapping[str, Any]) -> None:
         if changed:
@@ -407,110 +401,3 @@ class WandbTracker:
         words = [word for word in self._foreign_tags if word and word.partition(":")[0] not in self._tags]
         self._run.tags = tuple(dict.fromkeys([*words, *values.run_tags(self._tags)]))
         self._update_config({values.tag_key(key): values.plain(value) for key, value in tags.items()})
-
-    def _save_files(self, sequence: int, files: Mapping[str, Path]) -> None:
-        """Give plain files of the run to W&B; online, wait for the big ones: `finish` has a time limit."""
-        now = self._clock.monotonic()
-        if self._saving is None or self._saving[0] != sequence or now >= self._saving[2]:
-            targets = [self._save_file(path, source) for path, source in files.items()]
-            sizes = {target.relative_to(self._run.dir).as_posix(): target.stat().st_size for target in targets}
-            for name, size in sizes.items():
-                self._receipts.file(name, size)
-            big = {name for name, size in sizes.items() if size >= BIG}
-            self._saving = sequence, big, now + FILE_AGAIN_S
-        if self._server is not None:
-            self._await_files(self._server, self._saving[1])
-        self._saving = None
-
-    def _await_files(self, server: ReadBack, names: set[str]) -> None:
-        ends_at = self._clock.monotonic() + FILE_S
-        while pending := names & self._receipts.pending_files():
-            self._receipts.files_there(server.sizes(pending))
-            if self._clock.monotonic() >= ends_at:
-                raise TransientError(f"W&B is still taking file {min(pending)!r}")
-            self._clock.sleep(FILE_POLL_S)
-
-    def _save_file(self, path: str, source: Path) -> Path:
-        """Copy one plain file of the run to where wandb uploads from, below its own name."""
-        parts = PurePosixPath(path)
-        if parts.is_absolute() or ".." in parts.parts:
-            raise RejectedError(f"{path!r} is no path inside the run's files")
-        if values.RESERVED_FILES.fullmatch(path):
-            parts = PurePosixPath("files") / parts
-        target = Path(self._run.dir) / parts
-        target.parent.mkdir(parents=True, exist_ok=True)
-        target.unlink(missing_ok=True)
-        try:
-            os.link(source, target)  # the lane has made the staged file one that nobody writes to
-        except OSError:
-            shutil.copyfile(source, target)
-        if not self._run.save(glob.escape(str(target)), base_path=glob.escape(self._run.dir), policy="now"):
-            raise RejectedError(f"W&B has not taken the file {path!r}")
-        return target
-
-    def _log_version(self, sequence: int, record: Artifact, name: str, files: Mapping[str, Path]) -> None:
-        """Log a version, unless the latest one is the same: content, metadata and every alias."""
-        if self._uploading is None or self._uploading[0] != sequence:
-            metadata = values.metadata(record)
-            metadata |= {"unified_tracker/name": name} if values.artifact_names(name) != name else {}
-            artifact = wandb.Artifact(
-                values.artifact_names(name), type=values.artifact_types(record.type), metadata=metadata
-            )
-            for path, source in files.items():
-                artifact.add_file(str(source), name=path, policy="immutable", skip_cache=True)
-            wanted = values.aliases(record.aliases)
-            digest, known, aliases = self._versions.get(name, ("", {}, set()))
-            if artifact.digest == digest:
-                if metadata == known and aliases.issuperset(wanted):
-                    return
-                aliases = aliases.union(wanted)
-            else:
-                aliases = set(wanted)
-            self._run.log_artifact(artifact, aliases=wanted)  # same content: W&B moves aliases, makes no new version
-            self._versions[name] = artifact.digest, metadata, aliases
-            self._uploading = sequence, artifact
-        if not self._offline:
-            self._await(self._uploading[1], name)
-        self._uploading = None
-
-    def _await(self, artifact: Any, name: str) -> None:
-        """Wait until the server has committed an artifact."""
-        try:
-            artifact.wait(timeout=ARTIFACT_S)
-        except ValueError as error:
-            self._uploading = None
-            self._versions.pop(name, None)
-            text = clean(f"artifact {name!r}: {error}")
-            if REFUSED.search(text):
-                raise wandb.Error(text) from error  # the lane tries a few times, then sets it aside
-            raise TransientError(text) from error
-        except Exception as error:
-            if "Timeout" not in type(error).__name__:
-                raise
-            raise TransientError(f"W&B is still taking artifact {name!r}") from error
-
-
-def _settings(*, mode: Literal["online", "offline"], root_dir: str) -> wandb.Settings:
-    """Our settings, as far as this version of wandb knows them."""
-    known = {key: value for key, value in SETTINGS.items() if key in wandb.Settings.model_fields}
-    return wandb.Settings(mode=mode, root_dir=root_dir, **known)
-
-
-def _media(record: Media, file: Path) -> Any:
-    """A record's content as W&B shows it at its step: pictures, tables, and text and figures as HTML."""
-    if record.form == "array":
-        array = np.load(file, allow_pickle=False)
-        grey = array.shape[2:] == (1,)
-        return wandb.Image(Image.fromarray(array.squeeze(2) if grey else array), caption=record.caption)
-    if record.form == "figure" and file.suffix != ".html":
-        return wandb.Image(str(file), caption=record.caption)
-    if record.form == "table":
-        content = msgspec.json.decode(file.read_bytes())
-        rows = content["data"] if "data" in content else content["rows"]
-        limit = max(len(rows), wandb.Table.MAX_ROWS)  # wandb cuts longer tables off
-        wandb.Table.MAX_ROWS, wandb.Table.MAX_ARTIFACT_ROWS = limit, max(limit, wandb.Table.MAX_ARTIFACT_ROWS)
-        return wandb.Table(columns=content["columns"], data=rows, allow_mixed_types=True)
-    text = file.read_text(encoding="utf-8")
-    if record.form == "text":
-        text = f'<pre style="white-space: pre-wrap">{html.escape(text)}</pre>'
-    return wandb.Html(text, inject=False)

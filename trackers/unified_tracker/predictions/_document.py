@@ -80,6 +80,8 @@ class ClassRow(msgspec.Struct, array_like=True):
         true_positives, false_positives, missed: Counts at IoU 0.5 and the evaluation's score threshold.
         precision, recall: From these; None where undefined.
         recall_at_precision: Highest recall at which the precision is at least 0.9, at IoU 0.5; None without objects.
+        quality: What the task is judged by beside AP, 0 to 1: PQ of panoptic segments, IoU over all pixels of semantic
+            regions (neither has AP), AP by OKS of instances with keypoints; else None.
     """
 
     label: int
@@ -91,6 +93,7 @@ class ClassRow(msgspec.Struct, array_like=True):
     precision: float | None
     recall: float | None
     recall_at_precision: float | None
+    quality: float | None = None
 
 
 class ShownEvaluation(msgspec.Struct, omit_defaults=True):
@@ -134,6 +137,7 @@ class Document(msgspec.Struct, omit_defaults=True):
         keypoint_names, skeleton: As in `ValidationSample`.
         evaluations: At least one, oldest first. With several, what got fixed and what broke between two is shown.
         notes: Sentences for the user, such as why older evaluations are left out.
+        sample: Digest of the sample: with the same one, images and pictures are the same.
     """
 
     title: str
@@ -145,4 +149,5 @@ class Document(msgspec.Struct, omit_defaults=True):
     keypoint_names: list[str] = []
     skeleton: list[tuple[int, int]] = []
     notes: list[str] = []
+    sample: str = ""
     version: int = VERSION

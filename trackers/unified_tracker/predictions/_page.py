@@ -26,7 +26,7 @@ from unified_tracker._errors import RecordError
 from unified_tracker.predictions._document import Document, ShownImage, ShownObjects
 
 # What runs in the page, in this order; one scope.
-SCRIPTS: Final = ("model", "page")
+SCRIPTS: Final = ("model", "mask", "canvas", "widgets", "panel", "grid", "tables", "detail", "page")
 # What a browser is asked to load. Anything else that stands in a document as a source stays text.
 _PICTURE: Final = re.compile(r"data:image/(?:webp|png|jpeg);base64,[A-Za-z0-9+/]+={0,2}")
 _DATA: Final = re.compile(rb'<script type="application/octet-stream" id="document">([A-Za-z0-9+/=]+)</script>')

@@ -1,0 +1,159 @@
+"""Predictions in W&B: the sample as a data set, each evaluation as a table over its pictures, worst images first.
+
+==============================  ==========================================================================
+`<dataset>-val`                 pictures, `annotations.json`, table `val_data`; once, by content
+`run-<run id>-predictions`      table `eval_data`, the page, COCO results, Parquet; the pictures by reference
+`<split>/predictions`           the table again, in the run's workspace; beside it per-class tables and figures
+`val`, `run_<id>_pred`          what MMDetection 2.x called them, for `names="mmdet2"`: one reference each
+==============================  ==========================================================================
+
+What an evaluation adds is its boxes, its masks, and the page.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+import wandb
+
+from unified_tracker.backends._wandb_evaluation import EVALUATION, Prepared, prepare
+from unified_tracker.backends._wandb_sample import TABLE, Sample, draft_sample, sample_of
+from unified_tracker.backends._wandb_store import Store
+from unified_tracker.backends._wandb_tables import SUFFIX, Table
+from unified_tracker.backends._wandb_versions import Draft, Version, Versions
+
+if TYPE_CHECKING:
+    from unified_tracker.predictions._report import PredictionReport
+
+
+class PredictionLog:
+    """What this process logs of a run's evaluations."""
+
+    def __init__(self, folder: Path, versions: Versions, run: Any, *, offline: bool, old_names: bool) -> None:
+        """Remember where.
+
+        Args:
+            folder: The tracker's own, in the run directory.
+            versions: Of the run.
+            run: W&B's.
+            offline: Files stay for `wandb sync`.
+            old_names: Also under the names of MMDetection 2.x.
+        """
+        self._folder, self._versions, self._run = folder, versions, run
+        self._offline, self._old_names = offline, old_names
+        self._store = Store(folder)
+        self._sample: Sample | None = None
+        self._sample_draft: tuple[str, Draft] | None = None
+        self._prepared: Prepared | None = None
+
+    def log(self, sequence: int, report: PredictionReport) -> Callable[[str, int], dict[str, Any]]:
+        """Store the sample and an evaluation; wait for the server to commit them.
+
+        Returns:
+            Makes the row of the run's history, from the name that it begins with and W&B's step.
+
+        Raises:
+            TransientError: The server has not taken everything yet; what it has taken is not sent again.
+        """
+        deadline = self._versions.deadline()
+        sample = self._logged_sample(sequence, report, deadline)
+        if self._prepared is None or self._prepared.sequence != sequence:
+            self._prepared = prepare(sequence, report, sample, self._store)
+        prepared = self._prepared
+        try:
+            version = self._versions.log(sequence, prepared.draft, deadline)
+        except wandb.Error:
+            self._forget_sample(sample)  # perhaps somebody has deleted what the references point to
+            raise
+        if self._old_names:
+            self._log_old_names(sequence, sample, version, prepared.draft, deadline)
+        if not self._offline:
+            self._store.release(prepared.draft.files.values())
+        return lambda name, step: self._row(name, step, report, prepared, version)
+
+    # ---- the sample --------------------------------------------------------------------------------------------
+
+    def _logged_sample(self, sequence: int, report: PredictionReport, deadline: float) -> Sample:
+        digest = report.sample_digest
+        if self._sample is not None and self._sample.digest == digest:
+            return self._sample
+        self._sample = self._remembered(digest)
+        if self._sample is None:
+            if self._sample_draft is None or self._sample_draft[0] != digest:
+                self._sample_draft = digest, draft_sample(report, self._store)
+            draft = self._sample_draft[1]
+            version = self._versions.log(sequence, draft, deadline)
+            table = draft.files[TABLE + SUFFIX]
+            self._sample = sample_of(digest, version, table.read_bytes())
+            if not self._offline:
+                memory = SampleMemory(str(table), version.name, version.url, dict(version.digests))
+                self._memory(digest).write_bytes(msgspec.json.encode(memory))
+                self._store.release(path for path in draft.files.values() if path != table)
+            self._sample_draft = None
+        return self._sample
+
+    def _remembered(self, digest: str) -> Sample | None:
+        """The sample, if an earlier process has seen the server commit it: the pictures may be gone by now."""
+        if self._offline:
+            return None
+        try:
+            memory = msgspec.json.decode(self._memory(digest).read_bytes(), type=SampleMemory)
+            table = Path(memory.table).read_bytes()
+        except (OSError, msgspec.MsgspecError):
+            return None
+        version = Version(memory.name, memory.url, "", memory.digests, {}, frozenset())
+        return sample_of(digest, version, table)
+
+    def _forget_sample(self, sample: Sample) -> None:
+        self._memory(sample.digest).unlink(missing_ok=True)
+        self._sample = self._prepared = None
+
+    def _memory(self, digest: str) -> Path:
+        return self._folder / f"sample-{digest}.json"
+
+    # ---- names and the workspace -------------------------------------------------------------------------------
+
+    def _log_old_names(self, sequence: int, sample: Sample, version: Version, draft: Draft, deadline: float) -> None:
+        """The names that scripts for MMDetection 2.x ask for: W&B follows a reference to a table, pictures and all."""
+        table = TABLE + SUFFIX
+        own = Draft("val", "dataset", {}, {table: sample.version.reference(table)})
+        self._versions.log(sequence, own, deadline)
+        table = EVALUATION + SUFFIX
+        own = draft.as_references(f"run_{self._run.id}_pred", version, "evaluation", [table])
+        self._versions.log(sequence, own, deadline)
+
+    def _row(
+        self, name: str, step: int, report: PredictionReport, prepared: Prepared, version: Version
+    ) -> dict[str, Any]:
+        row: dict[str, Any] = {name: self._table_value(name, step, prepared.tables[EVALUATION], version, EVALUATION)}
+        for each, table in prepared.tables.items():
+            if each != EVALUATION:
+                own = f"{name}/{each}"
+                row[own] = self._table_value(own, step, table, version, each)
+        for each, path in report.figures.items():
+            row[f"{name}/{each}"] = wandb.Image(str(path))
+        return row
+
+    def _table_value(self, name: str, step: int, table: Table, version: Version, place: str) -> dict[str, Any]:
+        """A table in the run's history, as W&B's client has one that is in an artifact: by reference.
+
+        What the client does beyond that is a third artifact with nothing but the same reference.
+        """
+        limit = max(len(table.rows), wandb.Table.MAX_ROWS)  # wandb cuts longer tables off
+        wandb.Table.MAX_ROWS, wandb.Table.MAX_ARTIFACT_ROWS = limit, max(limit, wandb.Table.MAX_ARTIFACT_ROWS)
+        plain = wandb.Table(columns=list(table.columns), data=table.plain(), allow_mixed_types=True)
+        plain.bind_to_run(self._run, name, step)
+        value: dict[str, Any] = plain.to_json(self._run)
+        return value | {"artifact_path": version.reference(place + SUFFIX).url}
+
+
+class SampleMemory(msgspec.Struct):
+    """A sample that the server holds: its table here, its files there."""
+
+    table: str
+    name: str
+    url: str
+    digests: dict[str, str]
