@@ -48,6 +48,8 @@ DETECTRON2 = "sal-detectron2==0.7.2"  # a redistribution: the index has no offic
 BACKENDS = ("mlflow==3.17.*", "wandb==0.31.*")
 OLD_SERVER = ("mlflow==2.16.2", "sqlalchemy<2.1", "setuptools<81")  # what it needed when it was new
 TEST_TOOLS = ("pytest>=8", "pytest-timeout>=2.3", "hypothesis>=6.100")
+BROWSER_TOOLS = ("playwright>=1.45", "html5lib>=1.1")  # playwright's driver only; the browser is the system's
+BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 
 
 @nox.session
@@ -78,8 +80,12 @@ def frameworks(session: nox.Session) -> None:
     """Backends, adapters and examples: with the real frameworks and the real clients."""
     python = reference(session)
     folders = [
-        name for name in ("backends", "detectron2", "mmdet", "examples", "faults") if (ROOT / "tests" / name).is_dir()
+        name
+        for name in ("backends", "detectron2", "mmdet", "examples", "faults", "browser")
+        if (ROOT / "tests" / name).is_dir()
     ]
+    if not session.posargs or any("browser" in each for each in session.posargs):
+        _browser(session)
     session.run(python, "-m", "pytest", *(session.posargs or [f"tests/{name}" for name in folders]), external=True)
 
 
@@ -102,7 +108,7 @@ def faults(session: nox.Session) -> None:
     everything = session.posargs or [
         *("tests/faults", "tests/backends/test_wandb_online.py", "tests/backends/test_wandb_process.py"),
         *("tests/unit/test_journal.py", "tests/unit/test_lane.py", "tests/unit/test_never_in_the_way.py"),
-        "tests/unit/test_staging.py",
+        *("tests/unit/test_staging.py", "tests/unit/test_guard.py"),
     ]
     session.run(
         *(python, "-m", "pytest", "--timeout=3600", "-p", "tests.faults.table"), *everything, env=many, external=True
@@ -133,6 +139,19 @@ def fuzz(session: nox.Session) -> None:
     session.run("python", "tests/fuzz/fuzz_journal.py", findings, f"-max_total_time={seconds}", "-print_final_stats=1")
 
 
+def _browser(session: nox.Session) -> None:
+    """Install Chromium if there is no browser for the tests of the page, where that is possible without asking."""
+    named = os.environ.get("UNIFIED_TRACKER_BROWSER")
+    if named or any(map(shutil.which, BROWSERS)):
+        return
+    if shutil.which("apt-get") is None or not hasattr(os, "geteuid") or os.geteuid() != 0:
+        session.error(
+            "tests/browser needs a browser: apt-get install chromium, or install Google Chrome; then nox again"
+        )
+    session.run("apt-get", "update", "-qq", external=True)
+    session.run("apt-get", "install", "-y", "-qq", "--no-install-recommends", "chromium", external=True)
+
+
 # ---- the reference environment -------------------------------------------------------------------------------------
 
 
@@ -151,10 +170,12 @@ def reference(session: nox.Session) -> str:
         _build(session, str(python), version, interpreter)
         base.write_text(_base_stamp(version), encoding="utf-8")
     own = REFERENCE / "package.stamp"
-    digest = _digest(str(ROOT), (ROOT / "pyproject.toml").read_text(encoding="utf-8"), *BACKENDS, *TEST_TOOLS)
+    digest = _digest(
+        str(ROOT), (ROOT / "pyproject.toml").read_text(encoding="utf-8"), *BACKENDS, *TEST_TOOLS, *BROWSER_TOOLS
+    )
     if not own.exists() or own.read_text(encoding="utf-8") != digest:
         own.unlink(missing_ok=True)
-        _pip(session, str(python), "numpy<2", "setuptools<81", *BACKENDS, *TEST_TOOLS, "-e", ".")
+        _pip(session, str(python), "numpy<2", "setuptools<81", *BACKENDS, *TEST_TOOLS, *BROWSER_TOOLS, "-e", ".")
         own.write_text(digest, encoding="utf-8")
     return str(python)
 

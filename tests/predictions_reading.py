@@ -43,9 +43,9 @@ class Recorded(NamedTuple):
 def recorded(output: Path) -> list[Recorded]:
     """The evaluations of the only run below a folder, in the order in which they were logged."""
     (directory,) = find_runs(output)
-    read = JournalReader(directory.path / "journal").read(1 << 24, final=True)
+    reader = JournalReader(directory.path / "journal")
     found = []
-    for record in (entry.record for entry in read):
+    for record in (entry.record for entries in iter(lambda: reader.read(final=True), []) for entry in entries):
         if isinstance(record, Predictions):
             sample = _sheets.decode_sample((directory.path / record.sample.staged).read_bytes())
             sheet = _sheets.decode_predictions((directory.path / record.file.staged).read_bytes())

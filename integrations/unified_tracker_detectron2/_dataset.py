@@ -11,8 +11,8 @@ from detectron2.structures import BoxMode
 from detectron2.utils.file_io import PathManager
 
 from unified_tracker.predictions import Detections, SampleImage, Task
-from unified_tracker.predictions._sample import ImageId
 from unified_tracker.predictions._maps import detections_from_map, read_map
+from unified_tracker.predictions._sample import ImageId
 from unified_tracker_detectron2._detections import PIXEL_CENTRE, ClassList
 
 

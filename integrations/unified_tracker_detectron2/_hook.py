@@ -21,7 +21,7 @@ from unified_tracker.training import CheckpointFile, Evaluation, RunSettings, Tr
 from unified_tracker_detectron2 import _facts, _metrics
 from unified_tracker_detectron2._config import as_dict, as_yaml, evaluated_datasets, hook_arguments
 from unified_tracker_detectron2._facts import TrainingSizes
-from unified_tracker_detectron2._predictions import EvaluationWatch, ModelListener, EvaluationResults
+from unified_tracker_detectron2._predictions import EvaluationResults, EvaluationWatch, ModelListener
 
 CONFIG_FILE = "model-config.yaml"
 WINDOW = 20  # of Detectron2's own writers: the recorded values equal those of its metrics.json

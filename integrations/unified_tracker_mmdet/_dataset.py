@@ -9,8 +9,8 @@ from typing import Any, Final
 import numpy as np
 
 from unified_tracker.predictions import Detections, SampleImage, Task
-from unified_tracker.predictions._sample import ImageId
 from unified_tracker.predictions._maps import detections_from_map, read_map
+from unified_tracker.predictions._sample import ImageId
 from unified_tracker_mmdet._detections import _label
 
 ANNOTATION_FOLDERS: Final = {"annotations", "annotation", "ann", "labels", "ImageSets", "Main", ""}

@@ -73,6 +73,17 @@ def test_rows_arrive_in_order_with_the_training_s_step_as_axis(start: Any, run_d
     assert tracker.held() == (1 << 40) + 5
 
 
+def test_odd_numbers_are_stored_as_the_table_says(start: Any, run_dir: Path, tmp_path: Path) -> None:
+    tracker, feed = start(), Feeder(run_dir)
+    values = [-0.0, 5e-324, 1.7976931348623157e308, 0.1 + 0.2, 2**63 - 1, -(2**63), float(2**70)]
+    steps = [2**63 - 1, -(2**63), 0, 7, 7, 3, None]
+    tracker.log_metrics([feed.metrics(step, x=value) for step, value in zip(steps, values, strict=True)])
+    tracker.close("FINISHED", TS)
+    run = only_run(tmp_path)
+    assert run.column("x") == [0, *values[1:]]
+    assert run.column("trainer/step") == [*steps[:-1], 3]
+
+
 def test_names_that_wandb_refuses_are_mapped_and_kept(start: Any, run_dir: Path, tmp_path: Path) -> None:
     tracker, feed = start(), Feeder(run_dir)
     odd = {"": 1.0, "_step": 2.0, "_x": 3.0, "x_x": 4.0, "trainer/step": 5.0, "\ud800": 6.0, "ok.name/ä b": 7.0}
@@ -119,6 +130,7 @@ def test_a_batch_that_comes_again_is_not_logged_twice(
 def test_configuration_is_nested_merged_and_remembers_changes(start: Any, run_dir: Path, tmp_path: Path) -> None:
     tracker, feed = start(), Feeder(run_dir)
     first = {"model": {"depth": 50, "fpn": {"out": 256}}, "optimizer.lr": 0.1, "nan": math.nan, "inf": [math.inf]}
+    first["none"] = None
     tracker.log_params([feed.entry(Params(TS, first))])
     again = {"model": {"depth": 101, "name": "x"}, "optimizer": {"momentum": 0.9}}
     tracker.log_params([feed.entry(Params(TS + 1, again)), feed.entry(Params(TS + 2, {"-dash-": 1, "dash": 2}))])
@@ -126,7 +138,7 @@ def test_configuration_is_nested_merged_and_remembers_changes(start: Any, run_di
     config = only_run(tmp_path).config
     assert config["model"] == {"depth": 101, "fpn": {"out": 256}, "name": "x"}
     assert config["optimizer"] == {"lr": 0.1, "momentum": 0.9}
-    assert (config["nan"], config["inf"]) == ("NaN", ["Infinity"])
+    assert (config["nan"], config["inf"], config["none"]) == ("NaN", ["Infinity"], None)
     assert config["unified_tracker/changed_params"] == [["model.depth", 50, 101, TS + 1]]
     (dashed,) = (mapped for mapped, name in config["unified_tracker/names"].items() if name == "-dash-")
     assert (config[dashed], config["dash"]) == (1, 2)

@@ -52,7 +52,9 @@ class Watched:
 
     def clean(self, address: str) -> bool:
         """Whether nothing happened but what must: the page itself and pictures inside it were loaded."""
-        foreign = [url for url in self.requests if url.partition("#")[0] != address and not url.startswith("data:image/")]
+        foreign = [
+            url for url in self.requests if url.partition("#")[0] != address and not url.startswith("data:image/")
+        ]
         assert not self.errors
         assert not self.dialogs
         assert not foreign

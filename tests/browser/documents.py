@@ -122,7 +122,6 @@ def _regions(scene: Scene, task: str, size: tuple[int, int], classes: int) -> Sh
     """Masks that cover the image: of each class its shapes, and the ground as the first class."""
     if task == "instances":
         return None
-    width, height = size
     label_map = Image.new("L", size, 0)
     for box, label in zip(scene.boxes, scene.labels, strict=True):
         ImageDraw.Draw(label_map).polygon(_outline(box, int(label)), fill=int(label))

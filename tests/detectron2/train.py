@@ -5,17 +5,23 @@ Prints, as its last line, what the test wants to know about the training process
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
+import random
 import signal
 import sys
 import threading
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import torch
+from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.data.datasets import register_coco_instances
 from detectron2.engine import DefaultTrainer, HookBase, SimpleTrainer, default_setup, defaults, hooks, launch
 from detectron2.engine.defaults import default_argument_parser
+from detectron2.evaluation import COCOEvaluator, inference_on_dataset
 from detectron2.utils import comm
 from torch.nn.parallel import DistributedDataParallel
 
@@ -46,6 +52,40 @@ def plain_trainer(cfg: Any) -> SimpleTrainer:
     return SimpleTrainer(model, DefaultTrainer.build_train_loader(cfg), DefaultTrainer.build_optimizer(cfg, model))
 
 
+def random_states(model: torch.nn.Module) -> dict[str, str]:
+    """What a training has made of the weights and of the global random generators."""
+    states = {
+        "random": repr(random.getstate()).encode(),
+        "numpy": repr(np.random.get_state()[1].tolist()).encode(),
+        "torch": torch.get_rng_state().numpy().tobytes(),
+        "weights": b"".join(value.numpy().tobytes() for value in model.state_dict().values()),
+    }
+    return {name: hashlib.sha256(state).hexdigest() for name, state in states.items()}
+
+
+def lazy_evaluation(cfg: Any, model: torch.nn.Module) -> Any:
+    """`do_test` of `lazyconfig_train_net`: evaluates the model that the trainer may have wrapped."""
+    results = inference_on_dataset(
+        model,
+        ShapesTrainer.build_test_loader(cfg, "shapes_val"),
+        COCOEvaluator("shapes_val", output_dir=cfg.OUTPUT_DIR),
+    )
+    model.train()
+    return results
+
+
+def evaluate_only(cfg: Any, wish: dict[str, Any]) -> UnifiedTrackerHook:
+    """`tools/train_net.py --eval-only`."""
+    model = ShapesTrainer.build_model(cfg)
+    DetectionCheckpointer(model, save_dir=cfg.OUTPUT_DIR).resume_or_load(cfg.MODEL.WEIGHTS)
+    hook = UnifiedTrackerHook(cfg)
+    with hook.evaluation(model) as evaluation:
+        evaluation.results = ShapesTrainer.test(cfg, model)
+        if wish["eval_only"] == "fail":
+            raise RuntimeError("the test went to the moon")
+    return hook
+
+
 def main(wish: dict[str, Any]) -> None:
     """Train."""
     # Detectron2 passes `device_ids` to DistributedDataParallel, which only GPUs take.
@@ -70,11 +110,18 @@ def main(wish: dict[str, Any]) -> None:
         del cfg["TRACKER"]
         cfg.MLFLOW = CfgNode(wish["blog"])
     default_setup(cfg, default_argument_parser().parse_args([]))
+    if wish.get("eval_only"):
+        hook = evaluate_only(cfg, wish)
+        print(json.dumps({"run_id": hook.run.id}), flush=True)
+        return
     hook_arguments = wish.get("hook")
     hook = UnifiedTrackerHook(**hook_arguments) if hook_arguments is not None else UnifiedTrackerHook(cfg)
     if wish.get("plain"):
         trainer = plain_trainer(cfg)
-        trainer.register_hooks([hooks.IterationTimer(), hook])
+        mine = [hooks.IterationTimer(), hook]
+        if wish.get("evaluate"):
+            mine.insert(1, hooks.EvalHook(2, lambda: lazy_evaluation(cfg, trainer.model)))
+        trainer.register_hooks(mine)
         trainer.train(0, cfg.SOLVER.MAX_ITER)
     else:
         trainer = ShapesTrainer(cfg)
@@ -88,7 +135,10 @@ def main(wish: dict[str, Any]) -> None:
         if not early:
             trainer.register_hooks(mine)
         trainer.train()
-    if wish.get("after"):
+    if wish.get("after") == "test":
+        with hook.evaluation(trainer.model) as evaluation:
+            evaluation.results = ShapesTrainer.test(cfg, trainer.model)
+    elif wish.get("after"):
         hook.run.log_metrics({"test/bbox/mAP": 0.25}, step=cfg.SOLVER.MAX_ITER)
         hook.run.finish()
     print(
@@ -98,6 +148,7 @@ def main(wish: dict[str, Any]) -> None:
                 "active": hook.run.dir is not None,
                 "sdks": sorted({"mlflow", "wandb"} & set(sys.modules)),
                 "threads": [thread.name for thread in threading.enumerate()],
+                "random": random_states(trainer.model),
             }
         ),
         flush=True,

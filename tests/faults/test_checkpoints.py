@@ -45,9 +45,13 @@ def versions(server: str, run_dir: Path, folder: Path) -> list[tuple[int, str]]:
     run = only_run(server, run_dir)
     if urllib.request.urlopen(f"{server}/version").read() < b"3":
         root = f"{run.info.artifact_uri}/run-{run.data.tags['unified_tracker.run_id']}-model"
+        items = mlflow.artifacts.list_artifacts(root, tracking_uri=server)
+        if not any(item.path.endswith("versions.json") for item in items):
+            return []
         local = Path(mlflow.artifacts.download_artifacts(root, tracking_uri=server, dst_path=str(folder)))
-        listed = listed_versions(local / "versions.json")
-        return [(step, digest((local / f"v{number}" / file).read_bytes())) for number, step, file in listed]
+        listed = msgspec.json.decode((local / "versions.json").read_bytes())
+        files = {each["metadata"]["step"]: local / f"v{each['version']}" / next(iter(each["files"])) for each in listed}
+        return [(step, digest(path.read_bytes())) for step, path in files.items()]
     client = mlflow.MlflowClient(server)
     models = client.search_logged_models([run.info.experiment_id], max_results=100)
     found = []
@@ -61,11 +65,6 @@ def versions(server: str, run_dir: Path, folder: Path) -> list[tuple[int, str]]:
             assert len(files) == 1, files
             found.append((int(model.params["step"]), digest(files[0].read_bytes())))
     return found
-
-
-def listed_versions(listing: Path) -> list[tuple[int, int, str]]:
-    listed = msgspec.json.decode(listing.read_bytes())
-    return [(each["version"], each["metadata"]["step"], next(iter(each["files"]))) for each in listed]
 
 
 @pytest.mark.parametrize("round_number", ROUNDS)
@@ -141,7 +140,7 @@ def test_of_an_upload_that_is_cut_off_no_part_is_trusted_and_one_whole_copy_arri
     fault = proxy.fault("partial", matches=is_upload, share=share)
     first = uploaders(run_dir)
     wait_until(lambda: proxy.counts["partial"])
-    assert versions_or_none(server, run_dir, tmp_path / "early") == []
+    assert versions(server, run_dir, tmp_path / "early") == []
     first.kill()
     first.wait(WAIT_S)
     wait_until(lambda: not processes_of(run_dir))
@@ -149,14 +148,3 @@ def test_of_an_upload_that_is_cut_off_no_part_is_trusted_and_one_whole_copy_arri
     assert uploaders(run_dir).wait(WAIT_S) == 0
     assert versions(server, run_dir, tmp_path / "got") == [(1, digest(content))]
     assert state(run_dir).set_aside == 0
-
-
-def versions_or_none(server: str, run_dir: Path, folder: Path) -> list[tuple[int, str]]:
-    """As `versions`; an old server has no list as long as there is no version."""
-    if urllib.request.urlopen(f"{server}/version").read() >= b"3":
-        return versions(server, run_dir, folder)
-    items = mlflow.artifacts.list_artifacts(
-        f"{only_run(server, run_dir).info.artifact_uri}/{NAME}", tracking_uri=server
-    )
-    assert not [item for item in items if item.path.endswith("versions.json")]
-    return []

@@ -15,9 +15,9 @@ from pathlib import Path
 import pytest
 
 from unified_tracker import _guard, _staging
-from unified_tracker._guard import make_private
+from unified_tracker._guard import SMALL, make_private
 from unified_tracker._rundir import RunDirectory
-from unified_tracker._staging import SMALL, Staging, changed, locate
+from unified_tracker._staging import Staging, changed, locate
 from unified_tracker.records import StagedFile
 from unified_tracker.testing import run_info
 
@@ -241,6 +241,12 @@ def test_on_a_disk_that_is_nearly_full_a_checkpoint_is_linked_and_not_copied(
     staging.before_rewrite(best)
     best.write_bytes(b"2" * WEIGHTS)
     assert "written over in place" in str(changed(directory.path, staged))
+
+
+@pytest.mark.usefixtures("full")
+def test_on_a_disk_that_is_nearly_full_small_files_are_taken(directory: RunDirectory, best: Path) -> None:
+    best.write_bytes(b"1" * SMALL)
+    assert content(directory, Staging(directory.path, 1).hold(best, best.name, "copy")) == b"1" * SMALL
 
 
 @pytest.mark.usefixtures("full")

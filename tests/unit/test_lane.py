@@ -11,8 +11,9 @@ import pytest
 
 from unified_tracker import Address, RejectedError, RunInfo, Tracker, TransientError
 from unified_tracker._backoff import CAP_S, Backoff
+from unified_tracker._courier import CALL_S, UNSORTED_TRIES
 from unified_tracker._journal import Journal, now_ms, segments
-from unified_tracker._lane import CALL_S, DONE, PENDING, UNSORTED_TRIES, Lane
+from unified_tracker._lane import DONE, PENDING, Lane
 from unified_tracker._ledger import Ledger
 from unified_tracker._rundir import RunDirectory, find_runs
 from unified_tracker.records import Artifact, Entry, Finished, Loss, Metrics, Params, StagedFile, Started, Tags

@@ -118,7 +118,7 @@ def test_polygons_and_run_lengths_and_bitmaps_are_the_same_mask() -> None:
     mask = np.zeros((HEIGHT, WIDTH), bool)
     mask[20:60, 30:90] = True
     compressed = coco.encode(np.asfortranarray(mask.astype(np.uint8)))
-    counts = [30 * HEIGHT + 20, *[40, 80] * 59, 40, 60 + 69 * HEIGHT]
+    counts = [30 * HEIGHT + 20, *[40, 80] * 59, 40, 60 + 70 * HEIGHT]
     polygon = [[30, 20, 90, 20, 90, 60, 30, 60]]
     forms = {
         "bitmap": mask[None],
@@ -139,6 +139,12 @@ def test_an_object_of_several_polygons_is_one_mask_and_degenerate_polygons_enclo
     (image,) = show_sample(sample_sheet({1: Detections([0, 0, 0], masks=[two, [[1, 1, 5, 5]], []])}))
     assert image.truth is not None
     assert [int(bitmap(each).sum()) for each in image.truth["instances"].m] == [200, 0, 0]
+
+
+@pytest.mark.parametrize("corner", [math.nan, math.inf, -1e300])
+def test_a_polygon_to_infinity_is_a_mask_all_the_same(corner: float) -> None:
+    (image,) = show_sample(sample_sheet({1: Detections([0], masks=[[[0, 0, corner, 0, corner, 50, 0, 50]]])}))
+    assert image.truth is not None and bitmap(image.truth["instances"].m[0]).shape == (HEIGHT, WIDTH)
 
 
 def test_masks_that_overlap_stay_whole() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import stat
 import subprocess
 import sys
 import threading
@@ -217,6 +219,18 @@ def test_without_a_guard_only_what_is_written_over_in_place_is_copied(recording:
     assert run.dir is not None
     (staged,) = (path for folder in FOLDERS for path in (run.dir / folder).glob("*"))
     assert (staged.stat().st_nlink == 1) == copied
+
+
+def test_nobody_else_can_read_a_run_whatever_the_umask_says(recording: Path) -> None:
+    before = os.umask(0)
+    try:
+        run = ut.start_run("mlflow")
+        run.log_artifact(__file__)
+        run.finish()
+    finally:
+        os.umask(before)
+    assert run.dir is not None
+    assert {stat.S_IMODE(path.stat().st_mode) for path in (run.dir, run.dir / "files", run.dir / "journal")} == {0o700}
 
 
 def test_a_run_goes_on_under_its_id(recording: Path) -> None:

@@ -4,12 +4,22 @@ from __future__ import annotations
 
 import os
 import random
-from typing import Final
+from typing import Final, Protocol
 
 CAP_VARIABLE: Final = "UNIFIED_TRACKER_RETRY_CAP_S"
 FIRST_S: Final = 0.5
 CAP_S: Final = 60.0
 ASKED_CAP_S: Final = 600.0
+
+
+class Clock(Protocol):
+    """Time, so that tests can pass their own."""
+
+    def monotonic(self) -> float:
+        """Seconds, never going back."""
+
+    def sleep(self, seconds: float, /) -> None:
+        """Wait."""
 
 
 class Backoff:

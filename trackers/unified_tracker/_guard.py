@@ -31,6 +31,7 @@ LOOK_S: Final = 0.05
 LOOK_AGAIN_S: Final = 1.0  # time stamps of a folder may be this coarse
 HOLD_BACK_S: Final = 10.0  # how long a training may be kept waiting; the kernel would allow 45 s
 CHUNK: Final = 8 << 20
+SMALL: Final = 1 << 20  # copied in less time than it takes to think about it
 ROOM_SHARE: Final = 0.05
 ROOM_BYTES: Final = 2 << 30
 
@@ -129,7 +130,12 @@ def make_private(path: Path, *, hold_back: bool = True, patience_s: float = 600.
 
 
 def room_for(folder: Path, size: int) -> bool:
-    """False if as many bytes more would leave less than 2 GiB (5 % of a small disk) to everybody else."""
+    """False if as many bytes more would leave less than 2 GiB (5 % of a small disk) to everybody else.
+
+    A small file is always taken: a configuration is worth more than the room it needs.
+    """
+    if size <= SMALL:
+        return True
     disk = shutil.disk_usage(folder)
     return disk.free - size >= min(ROOM_SHARE * disk.total, ROOM_BYTES)
 

@@ -1,4 +1,4 @@
-"""A lane: one run, one backend. Reads the journal, drives the tracker, keeps the ledger.
+"""A lane: one run, one backend. Reads the journal, hands it to the courier batch by batch, keeps the ledger.
 
 Runs as a process of its own (`python -m unified_tracker._lane RUN_DIR BACKEND`), started by the uploader, so that a
 backend whose client hangs, leaks or dies takes nothing else with it.
@@ -15,18 +15,20 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from itertools import groupby
 from pathlib import Path
-from typing import Final, Protocol, TypeVar
+from typing import Final
 
 import msgspec
 from filelock import FileLock
 
 from unified_tracker import _plugins
-from unified_tracker._backoff import Backoff
-from unified_tracker._errors import DeliveryError, RejectedError, TransientError
+from unified_tracker._backoff import Backoff, Clock
+from unified_tracker._courier import CALL_S, LIMIT_VARIABLE, Courier, GaveUp
+from unified_tracker._errors import RejectedError
 from unified_tracker._guard import make_private
 from unified_tracker._journal import ATTEMPT_SHIFT, JournalReader
 from unified_tracker._ledger import Held, Ledger
 from unified_tracker._mask import mask_text
+from unified_tracker._progress import NOTES, Progress
 from unified_tracker._retention import Retention
 from unified_tracker._rundir import LaneState, RunDirectory, write_json
 from unified_tracker._staging import changed, locate
@@ -53,37 +55,11 @@ IDLE_S: Final = 15.0
 LINGER_S: Final = 600.0
 READ_BYTES: Final = 2 << 20
 VALUES_A_CALL: Final = 1000  # what MLflow takes in one request
-UNSORTED_TRIES: Final = 5
-SUSPECT_TRIES, FEW_TRIES = 5, 2  # failures after which records are suspected; their halves are so already
+IMAGES_A_CALL: Final = 50  # with predictions: shrunk, stored and uploaded in the time of one call at the least
+CLOSE_CALLS: Final = 8  # closing may wait for everything that a client has queued
 DONE, PENDING = 0, 2
 
-# A call that is not over by then hangs: the uploader ends this process and starts it again.
-LIMIT_VARIABLE: Final = "UNIFIED_TRACKER_CALL_LIMIT_S"
-CALL_S: Final = 120.0
-CLOSE_CALLS: Final = 8  # closing may wait for everything that a client has queued
-BYTES_A_S: Final = 128 << 10
-NOTES: Final = 20
-
 _log = logging.getLogger("unified_tracker.lane")
-T = TypeVar("T")
-
-
-class Clock(Protocol):
-    """Time, so that tests can pass their own."""
-
-    def monotonic(self) -> float:
-        """Seconds, never going back."""
-
-    def sleep(self, seconds: float, /) -> None:
-        """Wait."""
-
-
-class GaveUp(Exception):  # noqa: N818 -- a decision, not an error
-    """The trainer is gone and the backend does not answer: what is pending waits for the next `sync`."""
-
-
-class SuspectError(RejectedError):
-    """The backend fails at these records again and again, while it takes others."""
 
 
 class Lane:
@@ -101,7 +77,7 @@ class Lane:
         backoff: Backoff | None = None,
     ) -> None:
         self._directory, self._backend, self._tracker = directory, backend, tracker
-        self._linger_s, self._clock, self._call_limit_s = linger_s, clock, call_limit_s
+        self._clock = clock
         self._ledger = Ledger(directory.lanes / f"{backend}.db")
         self._held = self._ledger.held()  # up to here the run was complete once, even if it is rebuilt now
         self._read = self._held
@@ -109,7 +85,7 @@ class Lane:
         self._damage: list[str] = self._ledger.get("damage", list[str]) or []
         self._sent: list[Held] = []
         self._before = directory.lane_state(backend)
-        self._state = LaneState(
+        state = LaneState(
             backend,
             os.getpid(),
             address=self._before.address if self._before else None,
@@ -121,9 +97,18 @@ class Lane:
             lost=self._held.missing,
         )
         self._retention = Retention(directory)
-        self._backoff = backoff or Backoff()
+        self._progress = Progress(directory, state)
+        self._courier = Courier(
+            directory,
+            tracker,
+            self._ledger,
+            self._progress,
+            linger_s=linger_s,
+            call_limit_s=call_limit_s,
+            clock=clock,
+            backoff=backoff,
+        )
         self._told = 0.0
-        self._file_bytes = 0
 
     def run(self) -> int:
         """Deliver until the run has ended and the backend holds everything.
@@ -136,14 +121,15 @@ class Lane:
             return DONE
         if getattr(self._tracker, "rebuilds", False):  # a stranger's tracker may not know the attribute
             self._held = self._read = Held()
-            self._state = msgspec.structs.replace(self._state, records=0, rebuilds=True)
+            self._progress.publish(held=0, records=0, rebuilds=True)
         self._reader = JournalReader(self._directory.journal, self._held.position)
-        self._publish()
+        self._progress.publish()
         try:
-            address = self._insist(lambda: self._tracker.open(self._directory.info()))
-            if self._state.address is not None and self._state.address.id != address.id:
-                self._begin_anew(f"run {self._state.address.id} has become {address.id}: everything is delivered again")
-            self._publish(address=address, error=None)
+            address = self._courier.insist(lambda: self._tracker.open(self._directory.info()))
+            before = self._progress.state.address
+            if before is not None and before.id != address.id:
+                self._begin_anew(f"run {before.id} has become {address.id}: everything is delivered again")
+            self._progress.publish(address=address, error=None)
             if resumed:  # what the tags say about delivery is about the attempt before
                 self._set_own_tags({"unified_tracker.delivery": "recording", "unified_tracker.reason": ""})
             while True:
@@ -170,7 +156,7 @@ class Lane:
         _log.warning("%s", why)
         self._held = self._read = Held()
         self._reader = JournalReader(self._directory.journal)
-        self._publish(records=0, read=0, notes=(*self._state.notes, why)[:NOTES])
+        self._progress.note(why, held=0, records=0, read=0)
 
     # ---- delivering --------------------------------------------------------------------------------------------
 
@@ -178,11 +164,11 @@ class Lane:
         for kind, group in groupby(entries, key=lambda entry: type(entry.record)):
             for batch in _batches(kind, list(group)):
                 if kind is Metrics:
-                    self._send(self._tracker.log_metrics, batch)
+                    self._courier.send(self._tracker.log_metrics, batch)
                 elif kind is Params:
-                    self._send(self._tracker.log_params, batch)
+                    self._courier.send(self._tracker.log_params, batch)
                 elif kind is Tags:
-                    self._send(self._tracker.set_tags, batch)
+                    self._courier.send(self._tracker.set_tags, batch)
                 else:
                     for entry in batch:
                         self._deliver_one(entry)
@@ -195,11 +181,12 @@ class Lane:
     def _deliver_one(self, entry: Entry) -> None:
         record = entry.record
         if isinstance(record, Media):
-            self._send(lambda batch: self._log_media(batch[0], record.file), [entry], files=(record.file,))
+            self._courier.send(lambda batch: self._log_media(batch[0], record.file), [entry], files=(record.file,))
         elif isinstance(record, Artifact):
-            self._send(lambda batch: self._log_artifact(batch[0], record), [entry], files=record.files)
+            self._courier.send(lambda batch: self._log_artifact(batch[0], record), [entry], files=record.files)
         elif isinstance(record, Predictions):
-            self._send(lambda batch: self._log_predictions(batch[0]), [entry], files=(record.sample, record.file))
+            calls = 2 + record.images // IMAGES_A_CALL
+            self._courier.send(lambda batch: self._log_predictions(batch[0]), [entry], calls=calls)
         self._retention.delivered(entry)
 
     def _log_media(self, entry: Entry, staged: StagedFile) -> None:
@@ -233,129 +220,6 @@ class Lane:
         if why := changed(self._directory.path, staged):
             raise RejectedError(why)
 
-    def _send(
-        self,
-        call: Callable[[Sequence[Entry]], None],
-        batch: Sequence[Entry],
-        *,
-        files: Sequence[StagedFile] = (),
-        tries: int = SUSPECT_TRIES,
-    ) -> None:
-        """Deliver a batch; halve it for as long as it is rejected, down to the single value that is to blame."""
-        size = sum(file.size for file in files)
-        try:
-            self._insist(lambda: call(batch), batch, file_bytes=size, tries=tries)
-            self._file_bytes += size
-        except RejectedError as error:
-            whole, batch = batch, _parts(batch[0]) if len(batch) == 1 else batch
-            if len(batch) < 2:
-                self._set_aside(whole[0], str(error))
-                return
-            halves = [batch[: len(batch) // 2], batch[len(batch) // 2 :]]
-            if isinstance(error, SuspectError):  # first what gets through: it shows that the backend takes the like
-                tries = FEW_TRIES
-                halves = [half for half in halves if not self._gets_through(call, half)]
-            for half in halves:
-                self._send(call, half, tries=tries)
-
-    def _gets_through(self, call: Callable[[Sequence[Entry]], None], batch: Sequence[Entry]) -> bool:
-        try:
-            self._insist(lambda: call(batch), batch, tries=FEW_TRIES, verdict=False)
-        except RejectedError:
-            return False
-        return True
-
-    def _insist(
-        self,
-        call: Callable[[], T],
-        batch: Sequence[Entry] = (),
-        *,
-        file_bytes: int = 0,
-        calls: int = 1,
-        tries: int = SUSPECT_TRIES,
-        verdict: bool = True,
-    ) -> T:
-        """Call until it succeeds or is rejected. Waits between tries, says what is wrong meanwhile.
-
-        Args:
-            call: What to do.
-            batch: The records that it is about; if there are none, a rejection is a trouble like any other.
-            file_bytes: Size of the files that it sends.
-            calls: How many times the usual limit it may take.
-            tries: After how many failures that point to the records they are suspected.
-            verdict: A record that is suspected is set aside afterwards, not only tried in other company.
-        """
-        unsorted = suspect = proofs = 0
-        alone = verdict and len(batch) == 1 and not _parts(batch[0])
-        since = self._clock.monotonic()
-        self._backoff.reset()
-        while True:
-            asked: float | None = None
-            self._expect_end_within(calls * self._call_limit_s + file_bytes / BYTES_A_S)
-            try:
-                result = call()
-            except RejectedError as error:
-                if batch:
-                    raise
-                trouble = str(error)
-            except DeliveryError as error:
-                trouble = str(error)
-                asked = error.retry_after_s if isinstance(error, TransientError) else None
-                suspect = suspect + 1 if isinstance(error, TransientError) and error.suspect else 0
-                if suspect >= tries and batch:
-                    proofs = proofs + 1 if self._takes_others(batch if alone else ()) else 0
-                    if proofs > alone:  # a value is tried once more: perhaps the trouble was over just now
-                        raise SuspectError(trouble) from error
-            except Exception as error:
-                _log.exception("unsorted error of backend %s", self._backend)
-                unsorted += 1
-                trouble = f"{type(error).__name__}: {error}"
-                if unsorted >= UNSORTED_TRIES and batch:
-                    raise RejectedError(trouble) from error
-            else:
-                if self._state.error is not None:
-                    self._publish(error=None)
-                return result
-            self._publish(error=mask_text(trouble)[:500])
-            wait_s = self._backoff.next_s(asked)
-            if self._directory.writer_alive():
-                since = self._clock.monotonic()
-            elif max(self._clock.monotonic() - since, asked or 0.0) > self._linger_s:
-                raise GaveUp
-            self._clock.sleep(wait_s)
-
-    def _takes_others(self, batch: Sequence[Entry]) -> bool:
-        """True if the backend is not simply down.
-
-        Before a value is set aside the backend must take something of the same kind; before a batch is only halved it
-        is enough that it takes anything, and `batch` is empty.
-        """
-        canary: Callable[[Sequence[Entry]], None] | None = getattr(self._tracker, "canary", None)
-        if canary is None:
-            return False
-        try:
-            canary(batch)
-        except Exception:  # noqa: BLE001 -- whatever it is: the records are not alone in their trouble
-            return False
-        return True
-
-    def _expect_end_within(self, seconds: float) -> None:
-        """Note by when the call that begins now must be over; written only now and then, so that calls stay cheap."""
-        now = self._clock.monotonic()
-        if self._state.call_until - now < seconds:
-            self._publish(call_until=now + 2 * seconds)
-
-    def _set_aside(self, entry: Entry, reason: str) -> None:
-        detail = _detail(entry)
-        reason = mask_text(reason)
-        _log.error("record %d (%s) was refused: %s", entry.sequence, detail, reason)
-        self._ledger.set_aside(entry.sequence, detail, reason)
-        aside = self._ledger.all_set_aside()
-        notes = self._state.notes
-        if len(notes) < NOTES:
-            notes = (*notes, f"refused {detail}: {reason[:300]}; set aside, the rest goes on")
-        self._publish(set_aside=len(aside), notes=notes)
-
     def _look_for_damage(self) -> None:
         """Note what the journal's reader could not read, for the tags and for the user."""
         found = [f"segment {name}" for name in self._reader.unreadable]
@@ -368,7 +232,7 @@ class Lane:
         self._ledger.put("damage", self._damage)
         text = f"{', '.join(new)} of the journal cannot be read (damaged, or written by a newer version); kept as found"
         _log.error("%s", text)
-        self._publish(notes=(*self._state.notes, text)[:NOTES])
+        self._progress.note(text)
 
     def _acknowledge(self) -> None:
         held = self._tracker.held()
@@ -378,12 +242,13 @@ class Lane:
             self._ledger.set_held(self._held)
             self._sent = self._sent[len(reached) :]
         missing = self._read.missing
-        if missing > self._state.lost:
+        if missing > self._progress.state.lost:
             _log.error("%d records were logged and are not in the journal", missing)
         self._told = self._clock.monotonic()
-        notes = self._state.notes
-        said = [note for note in getattr(self._tracker, "notes", ()) if note not in notes]
-        self._publish(notes=(*notes, *said)[:NOTES], read=self._read.sequence, records=self._read.records, lost=missing)
+        told = self._progress.state.notes
+        said = [note for note in getattr(self._tracker, "notes", ()) if note not in told]
+        held, read, records = self._held.sequence, self._read.sequence, self._read.records
+        self._progress.note(*said, held=held, read=read, records=records, lost=missing)
         self._retention.release()
 
     # ---- the end -----------------------------------------------------------------------------------------------
@@ -405,26 +270,19 @@ class Lane:
         if lost:
             tags["unified_tracker.lost"] = str(lost)
         self._set_own_tags(tags, ended)
-        self._insist(lambda: self._tracker.close(status, ended), file_bytes=self._file_bytes, calls=CLOSE_CALLS)
+        self._courier.insist(
+            lambda: self._tracker.close(status, ended), file_bytes=self._courier.file_bytes, calls=CLOSE_CALLS
+        )
         if self._sent:
             self._held = self._sent[-1]
             self._ledger.set_held(self._held)
-        self._publish(held=self._held.sequence, done=True, error=None)
+        self._progress.publish(held=self._held.sequence, done=True, error=None)
         self._retention.release()
         self._retention.sweep()
 
     def _set_own_tags(self, tags: dict[str, str], ts: int = 0) -> None:
         entry = Entry(self._read.sequence, Tags(ts or int(time.time() * 1000), tags), self._read.position)
-        self._send(self._tracker.set_tags, [entry])
-
-    def _publish(self, **changes: object) -> None:
-        changes.setdefault("held", self._held.sequence)
-        changes.setdefault("call_until", 0.0)
-        self._state = msgspec.structs.replace(self._state, **changes)
-        try:
-            write_json(self._directory.lanes / f"{self._backend}.json", self._state)
-        except OSError:
-            _log.exception("state of lane %s cannot be written", self._backend)
+        self._courier.send(self._tracker.set_tags, [entry])
 
 
 def _batches(kind: type[Record], entries: list[Entry]) -> Iterator[list[Entry]]:
@@ -464,25 +322,6 @@ def _counted(before: Held, batch: Sequence[Entry]) -> Held:
             finished = entry.record
     records = before.records + len(batch)
     return Held(batch[-1].sequence, *batch[-1].end, records, lost, gaps, losses, finished)
-
-
-def _parts(entry: Entry) -> list[Entry]:
-    """The values of a record as records of their own, if it has more than one: neighbours of a bad value arrive."""
-    record = entry.record
-    if isinstance(record, (Metrics, Params, Tags)) and len(record.values) > 1:
-        return [
-            Entry(entry.sequence, msgspec.structs.replace(record, values={name: value}), entry.end)
-            for name, value in record.values.items()
-        ]
-    return []
-
-
-def _detail(entry: Entry) -> str:
-    record = entry.record
-    if isinstance(record, (Metrics, Params, Tags)):
-        return f"{type(record).__name__.lower()} {', '.join(list(record.values)[:3])}"
-    name = getattr(record, "name", None)
-    return f"{type(record).__name__.lower()} {name or ''}".strip()
 
 
 def _end_with_the_uploader() -> None:

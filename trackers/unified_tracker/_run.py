@@ -361,6 +361,7 @@ class Run:
             sample,
             file,
             _aliases(aliases),
+            self._samples.images,
         )
         self._append(record)
         self._refuse("log_predictions", *refused)

@@ -26,7 +26,7 @@ import time
 from pathlib import Path
 from typing import Final, Literal
 
-from unified_tracker._guard import LINKS, make_private, room_for
+from unified_tracker._guard import LINKS, SMALL, make_private, room_for
 from unified_tracker._rundir import RunDirectory
 from unified_tracker._values import as_text
 from unified_tracker.records import StagedFile
@@ -38,7 +38,6 @@ except ImportError:  # Windows: `start_run` says that it is not supported there
 
 FOLDER: Final = "files"
 FOLDERS: Final = (FOLDER, LINKS)
-SMALL: Final = 1 << 20  # copied in less time than it takes to think about it
 FICLONE: Final = 0x40049409
 MARK_NS: Final = 617
 RECENT_S: Final = 2.0

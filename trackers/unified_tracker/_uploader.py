@@ -22,8 +22,9 @@ from filelock import FileLock, Timeout
 
 from unified_tracker import _pending
 from unified_tracker._backoff import Backoff
+from unified_tracker._courier import CALL_S, LIMIT_VARIABLE
 from unified_tracker._guard import Guard
-from unified_tracker._lane import CALL_S, DONE, LIMIT_VARIABLE, LINGER_S, PENDING
+from unified_tracker._lane import DONE, LINGER_S, PENDING
 from unified_tracker._rundir import LaneState, RunDirectory
 
 POLL_S: Final = 0.2

@@ -147,6 +147,7 @@ class Predictions(_Struct, frozen=True, tag="predictions"):
         sample: The images and what is true about them; the same file for every evaluation until its content changes.
         file: The predictions. Both are read by `unified_tracker.predictions`; a tracker is given what comes of them.
         aliases: Names that move to this version of `run-<run id>-predictions` ("latest" is implied).
+        images: How many the sample has: by this the uploader knows how long it may take.
     """
 
     ts: int
@@ -157,6 +158,7 @@ class Predictions(_Struct, frozen=True, tag="predictions"):
     sample: StagedFile
     file: StagedFile
     aliases: tuple[str, ...] = ()
+    images: int = 0
 
 
 class Loss(_Struct, frozen=True, tag="loss"):

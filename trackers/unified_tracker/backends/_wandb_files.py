@@ -9,8 +9,8 @@ from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any, Final
 
+from unified_tracker._backoff import Clock
 from unified_tracker._errors import RejectedError, TransientError
-from unified_tracker._lane import Clock
 from unified_tracker.backends import _wandb_values as values
 from unified_tracker.backends._wandb_receipts import ReadBack, Receipts
 

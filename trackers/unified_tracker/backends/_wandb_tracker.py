@@ -16,8 +16,8 @@ from unified_tracker.backends._wandb_settings import settings  # isort: split
 import wandb
 from wandb.sdk.data_types.utils import val_to_json  # what `log` does with a picture or table, without logging a row
 
+from unified_tracker._backoff import Clock
 from unified_tracker._errors import DeliveryError, TransientError
-from unified_tracker._lane import Clock
 from unified_tracker._naming import Renamer
 from unified_tracker._tracker import Address, RunInfo
 from unified_tracker.backends import _wandb_values as values

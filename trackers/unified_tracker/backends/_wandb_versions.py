@@ -14,8 +14,8 @@ from typing import Any, Final
 import wandb
 from wandb.sdk.artifacts.artifact_manifest_entry import ArtifactManifestEntry
 
+from unified_tracker._backoff import Clock
 from unified_tracker._errors import TransientError
-from unified_tracker._lane import Clock
 from unified_tracker.backends import _wandb_values as values
 from unified_tracker.backends._wandb_errors import clean
 from unified_tracker.records import Artifact

@@ -9,6 +9,7 @@ from typing import Any, Final
 import msgspec
 import numpy as np
 
+from unified_tracker.predictions import _masks
 from unified_tracker.predictions._detections import Task
 from unified_tracker.predictions._sample import ImageId
 from unified_tracker.predictions._sheets import Mask, Objects, SampleSheet
@@ -102,13 +103,7 @@ def _of_image(objects: Objects, categories: list[int], height: int, width: int) 
 
 
 def _segmentation(mask: Mask, height: int, width: int, *, with_box: bool) -> dict[str, Any]:
-    from pycocotools import mask as coco
-
-    if isinstance(mask, bytes):
-        encoded = {"size": [height, width], "counts": mask}
-        segmentation: Any = {"size": [height, width], "counts": mask.decode("ascii")}
-    else:
-        encoded = coco.merge(coco.frPyObjects(mask, height, width))
-        segmentation = mask
-    found: dict[str, Any] = {"segmentation": segmentation, "area": float(coco.area(encoded))}
-    return found | ({"bbox": coco.toBbox(encoded).tolist()} if with_box else {})
+    encoded = _masks.encode([mask], height, width)
+    own: Any = {"size": [height, width], "counts": mask.decode("ascii")} if isinstance(mask, bytes) else mask
+    found: dict[str, Any] = {"segmentation": own, "area": float(_masks.areas(encoded)[0])}
+    return found | ({"bbox": _masks.boxes(encoded)[0].tolist()} if with_box else {})

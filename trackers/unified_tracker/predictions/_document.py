@@ -137,6 +137,7 @@ class Document(msgspec.Struct, omit_defaults=True):
         keypoint_names, skeleton: As in `ValidationSample`.
         evaluations: At least one, oldest first. With several, what got fixed and what broke between two is shown.
         notes: Sentences for the user, such as why older evaluations are left out.
+        sample: Digest of the sample: with the same one, images and pictures are the same.
     """
 
     title: str
@@ -148,4 +149,5 @@ class Document(msgspec.Struct, omit_defaults=True):
     keypoint_names: list[str] = []
     skeleton: list[tuple[int, int]] = []
     notes: list[str] = []
+    sample: str = ""
     version: int = VERSION

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TypedDict
+from typing import Final, TypedDict
 
 import numpy as np
 import numpy.typing as npt
 from pycocotools import mask as coco
 
 from unified_tracker.predictions._sheets import Mask
+
+FARTHEST: Final = 1e5  # pixels, of a polygon's corner
 
 
 class Rle(TypedDict):
@@ -47,8 +49,9 @@ def intersections(predicted: Sequence[Rle], true: Sequence[Rle]) -> npt.NDArray[
 
 
 def _polygons(polygons: list[list[float]], height: int, width: int) -> Rle:
-    # Fewer than three corners enclose nothing, and pycocotools would read four numbers as a box.
-    closed = [polygon for polygon in polygons if len(polygon) >= 6]
+    # Fewer than three corners enclose nothing, and pycocotools would read four numbers as a box. It walks along every
+    # edge: one to infinity takes for ever.
+    closed = [np.clip(np.nan_to_num(polygon), -FARTHEST, FARTHEST) for polygon in polygons if len(polygon) >= 6]
     if not closed:
         empty = np.zeros((height, width), np.uint8, order="F")
         return {"size": [height, width], "counts": coco.encode(empty)["counts"]}

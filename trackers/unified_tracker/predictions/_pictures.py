@@ -88,6 +88,7 @@ def picture(source: Source, width: int, height: int, side: int = SIDES[0], quali
                 image = _drafted(file, side)
                 image.load()  # before the file is closed
             image = _as_rgb(image)
+            image.load()  # while the file is open
     else:
         image = Image.fromarray(_as_bytes(np.asarray(source)))
     image.thumbnail((side, side), Image.Resampling.BOX if max(image.size) > 4 * side else Image.Resampling.LANCZOS)

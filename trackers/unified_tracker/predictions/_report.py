@@ -5,7 +5,7 @@
     <run directory>/predictions/
         index.html                        one page, all evaluations of the run
         <digest>.sample, <digest>.predictions   what the training has written
-        images/                           the pictures, as they were when the uploader saw them first
+        images/                           the pictures: links where the file system can
         val-000300-<digest>/              one evaluation
             index.html, coco_results.json, predictions.parquet, <figure>.png, evaluation.json
 
@@ -14,9 +14,7 @@ Made once, by the lane that comes first; the other one finds it. Nothing in here
 
 from __future__ import annotations
 
-import hashlib
 import os
-import shutil
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -35,10 +33,11 @@ from unified_tracker.predictions._annotations import coco_annotations, image_nam
 from unified_tracker.predictions._coco_results import coco_results_json
 from unified_tracker.predictions._document import ClassRow, Document, ShownEvaluation, ShownImage
 from unified_tracker.predictions._figures import confusion_figure, curves_figure
-from unified_tracker.predictions._page import read_page, write_page
-from unified_tracker.predictions._pictures import Source, fit_pictures
+from unified_tracker.predictions._originals import Originals
+from unified_tracker.predictions._page import read_page, size_without_pictures, write_page
+from unified_tracker.predictions._pictures import PAGE_BYTES, Source, fit_pictures
 from unified_tracker.predictions._sample import ImageId
-from unified_tracker.predictions._sheets import ImageSheet, PredictionSheet, SampleSheet
+from unified_tracker.predictions._sheets import PredictionSheet, SampleSheet
 from unified_tracker.predictions._summary import ERRORS, ImageSummary, summarise
 from unified_tracker.predictions._writer import FOLDER
 from unified_tracker.records import Artifact, Entry, Predictions
@@ -49,7 +48,9 @@ PREDICTIONS: Final = "predictions.parquet"
 TRUTH: Final = "truth.parquet"
 EVALUATION: Final = "evaluation.json"  # written last: the rest is there if it is
 EVALUATIONS_A_PAGE: Final = 30
-PICTURE_BYTES: Final = 30 << 20  # of the first page of a sample: later ones hold more evaluations
+# Bytes of a picture, on average: a run has many pages. A photograph of 640x480 takes 16 KiB, so that only larger or
+# noisy ones are shrunk.
+PICTURE_BYTES: Final = 20 << 10
 CLASS_COLUMNS: Final = [
     *("category", "AP", "AP50", "true positives", "false positives", "missed", "precision", "recall"),
     *("recall at precision 0.9", "quality"),
@@ -88,6 +89,7 @@ class PredictionReport:
         assert isinstance(record, Predictions)  # noqa: S101 -- the lane sorts by kind
         self._directory, self._record = directory, record
         self._root = directory.path / FOLDER
+        self._originals = Originals(directory.path, self._root / "images")
         for file in (record.sample, record.file):
             if why := changed(directory.path, file):
                 raise RejectedError(why)
@@ -108,7 +110,7 @@ class PredictionReport:
     @cached_property
     def images(self) -> list[ShownImage]:
         """The images with what is true, in the order of the sample, with small pictures."""
-        return msgspec.json.decode(self._pictures.read_bytes(), type=list[ShownImage])
+        return read_page(self.page).images
 
     @cached_property
     def evaluation(self) -> ShownEvaluation:
@@ -163,7 +165,7 @@ class PredictionReport:
         names = image_names(self.sample)
         if not annotations.exists():
             _write(annotations, coco_annotations(self.sample, names))
-        kept = {f"images/{names[image.id]}": self._kept(image) for image in self.sample.images}
+        kept = {f"images/{names[image.id]}": self._originals.find(image) for image in self.sample.images}
         return {"annotations.json": annotations, **{name: path for name, path in kept.items() if path is not None}}
 
     @property
@@ -192,13 +194,9 @@ class PredictionReport:
 
     def image_file(self, image_id: ImageId) -> Path | None:
         """The original picture of an image; None if it could not be had."""
-        return next((self._kept(image) for image in self.sample.images if image.id == image_id), None)
+        return next((self._originals.find(image) for image in self.sample.images if image.id == image_id), None)
 
     # ---- making ------------------------------------------------------------------------------------------------
-
-    @property
-    def _pictures(self) -> Path:
-        return self._root / f"{self.sample_digest}.pictures"
 
     def _make(self, sequence: int) -> None:
         record = self._record
@@ -212,15 +210,13 @@ class PredictionReport:
             epoch=record.epoch,
         )
         self.__dict__["evaluation"] = evaluation
-        if not self._pictures.exists():
-            _write(self._pictures, msgspec.json.encode(self._shown_images(evaluation)))
         for task in analysis.scores:
             name = RESULTS if task == "instances" else f"{task}_{RESULTS}"
             _write(self.folder / name, coco_results_json(self.sample, self.predictions, task=task))
         self._write_parquet(analysis)
         self._draw(analysis)
         title = f"{self.sample.dataset}, {evaluation.label}"
-        self._write_page(title, [evaluation], self.page, ())
+        self._write_page([evaluation], title, self.page)
         _write(self.folder / EVALUATION, msgspec.json.encode(Recorded(sequence, self.sample_digest, evaluation)))
         self._make_overview()
 
@@ -254,26 +250,35 @@ class PredictionReport:
             notes.append(f"{left_out} older evaluations are left out; each has a page of its own")
         evaluations = [each.evaluation for each in mine[-EVALUATIONS_A_PAGE:]]
         name = self.run.name or f"run {self.run.id}"
-        self._write_page(f"{self.sample.dataset}, {name}", evaluations, self.overview, notes)
+        self._write_page(evaluations, f"{self.sample.dataset}, {name}", self.overview, notes)
 
-    def _shown_images(self, evaluation: ShownEvaluation) -> list[ShownImage]:
-        """The images with small pictures, made once for all pages of the sample."""
+    def _write_page(
+        self, evaluations: list[ShownEvaluation], title: str, target: Path, notes: Sequence[str] = ()
+    ) -> None:
+        """A page. Its pictures are taken from one that is there already, as far as they are of the same sample."""
         images = show_sample(self.sample)
-        sources: dict[ImageId, Path] = {}
-        for shown, image in zip(images, self.sample.images, strict=True):
-            kept = self._keep(image)
-            if isinstance(kept, Path):
-                sources[image.id] = kept
-            else:
-                shown.why = kept
-        fit_pictures(self._document("", images, [evaluation]), self._pixels(sources), PICTURE_BYTES)
-        return images
-
-    def _write_page(self, title: str, evaluations: list[ShownEvaluation], target: Path, notes: Sequence[str]) -> None:
-        document = self._document(title, self.images, evaluations, notes)
-        kept = {image.id: path for image in self.sample.images if (path := self._kept(image)) is not None}
-        fit_pictures(document, self._pixels(kept))
+        for page in (self.overview, *self._root.glob(f"*/{PAGE}")):
+            if page.exists() and (before := read_page(page)).sample == self.sample_digest:
+                for image, known in zip(images, before.images, strict=True):
+                    image.src, image.why = known.src, known.why
+                break
+        document = self._document(title, images, evaluations, notes)
+        self._fit(document)
         write_page(document, target)
+
+    def _fit(self, document: Document) -> None:
+        """Fill in the pictures that are missing, and say why one is."""
+        sources: dict[ImageId, Source] = {}
+        for shown, image in zip(document.images, self.sample.images, strict=True):
+            kept = self._originals.keep(image)
+            if isinstance(kept, str):
+                shown.why = kept
+            elif kept.suffix == ".npy":
+                sources[image.id] = np.load(kept, mmap_mode="r", allow_pickle=False)
+            else:
+                sources[image.id] = kept
+        room = size_without_pictures(document) + PICTURE_BYTES * len(document.images)
+        fit_pictures(document, sources, min(room, PAGE_BYTES))
 
     def _document(
         self, title: str, images: list[ShownImage], evaluations: list[ShownEvaluation], notes: Sequence[str] = ()
@@ -289,48 +294,8 @@ class PredictionReport:
             keypoint_names=sample.keypoint_names,
             skeleton=sample.skeleton,
             notes=list(notes),
+            sample=self.sample_digest,
         )
-
-    @staticmethod
-    def _pixels(kept: Mapping[ImageId, Path]) -> dict[ImageId, Source]:
-        """Files, or the arrays in them; an array is mapped and read when it is looked at."""
-        return {
-            image_id: np.load(path, mmap_mode="r", allow_pickle=False) if path.suffix == ".npy" else path
-            for image_id, path in kept.items()
-        }
-
-    def _place(self, image: ImageSheet) -> Path:
-        """Where the private copy of a picture is, or will be."""
-        source = Path(image.file)
-        if not source.is_absolute():  # given as an array, and written by the training
-            return self._directory.path / source
-        known = f"{image.file}/{image.size}/{image.mtime_ns}".encode("utf-8", "surrogatepass")
-        return self._root / "images" / (hashlib.blake2b(known, digest_size=8).hexdigest() + source.suffix.lower())
-
-    def _kept(self, image: ImageSheet) -> Path | None:
-        path = self._place(image)
-        return path if image.file and path.exists() else None
-
-    def _keep(self, image: ImageSheet) -> Path | str:
-        kept = self._kept(image)
-        if kept is not None:
-            return kept
-        if not image.file:
-            return "no picture was given"
-        target = self._place(image)
-        target.parent.mkdir(mode=0o700, exist_ok=True)
-        temporary = target.with_name(f".{target.name}.{os.getpid()}")
-        try:
-            shutil.copy2(image.file, temporary)
-            stat = temporary.stat()
-        except OSError as error:
-            temporary.unlink(missing_ok=True)
-            return f"{image.name} cannot be read: {error.strerror or error}"
-        if (stat.st_size, stat.st_mtime_ns) != (image.size, image.mtime_ns):
-            temporary.unlink()
-            return f"{image.name} has changed since it was evaluated"
-        temporary.replace(target)
-        return target
 
     @staticmethod
     def _recorded(path: Path) -> Recorded:

@@ -16,6 +16,7 @@ import numpy.typing as npt
 
 from unified_tracker._errors import RecordError
 from unified_tracker.predictions._detections import Detections, Task, TaskDetections
+from unified_tracker.predictions._rle import first_broken
 from unified_tracker.predictions._runlengths import encode_bitmap
 from unified_tracker.predictions._sample import ImageId
 
@@ -186,7 +187,13 @@ def pack(given: Detections, height: int, width: int, classes: int, *, predicted:
 def _pack_masks(masks: Any, height: int, width: int) -> list[Mask]:
     if not isinstance(masks, (list, tuple)) or (masks and not isinstance(masks[0], (dict, list, tuple))):
         return _pack_bitmaps([plain(mask) for mask in masks], height, width)
-    return [_pack_mask(mask, height, width) for mask in masks]
+    packed = [_pack_mask(mask, height, width) for mask in masks]
+    encoded = {index: mask for index, mask in enumerate(packed) if isinstance(mask, bytes)}
+    broken = first_broken(list(encoded.values()), height, width)
+    if broken is not None:
+        which = list(encoded)[broken]
+        raise RecordError(f"mask {which} is no run-length encoding of an image of {height} x {width} pixels")
+    return packed
 
 
 def _pack_bitmaps(masks: list[Any], height: int, width: int) -> list[Mask]:
@@ -203,6 +210,8 @@ def _pack_mask(mask: Any, height: int, width: int) -> Mask:
         raise RecordError(f"masks must have the size of the image, [{height}, {width}], not {list(mask['size'])}")
     counts = mask["counts"]
     if isinstance(counts, list):
+        if min(counts, default=0) < 0:
+            return b""  # which is no mask, and refused
         from pycocotools import mask as coco
 
         return bytes(coco.frPyObjects(mask, height, width)["counts"])

@@ -41,6 +41,11 @@ class SampleWriter:
         self._file: StagedFile
         self._sizes: dict[ImageId, tuple[int, int]] = {}
 
+    @property
+    def images(self) -> int:
+        """How many the sample has that was written last."""
+        return len(self._sizes)
+
     def write(self, evaluation: SampleEvaluation) -> tuple[StagedFile, StagedFile, list[str]]:
         """Write what is new.
 

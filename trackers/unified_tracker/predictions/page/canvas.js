@@ -51,13 +51,25 @@ function thingsOf(shown, evaluation, settings, index, before = null) {
     const letter = crowd.has(i) ? "i" : missed ? "m" : found ? "t" : "u";
     const later = missed ? laterScore(predicted, i, settings) : null;
     const other = found?.[i] ?? -1;
-    truths.push({ ...thing(truth, i, false), letter, found: found?.[i] >= 0, other, crowd: crowd.has(i), change, later });
+    truths.push({
+      ...thing(truth, i, false),
+      letter,
+      found: found?.[i] >= 0,
+      other,
+      crowd: crowd.has(i),
+      change,
+      later,
+    });
   }
   const predictions = [];
   for (let i = (predicted?.l.length ?? 0) - 1; i >= 0; i--) {
     if (scoreOf(predicted, i) < settings.threshold || (chosen && !chosen.has(predicted.l[i]))) continue;
     const kind = KINDS[truth ? kindOf(predicted, i, settings.iou) : UNJUDGED];
-    const other = truth ? (kind.letter === "t" ? predicted.g[settings.iou][i] : counterpart(truth, predicted, i, settings.iou)) : -1;
+    const other = truth
+      ? kind.letter === "t"
+        ? predicted.g[settings.iou][i]
+        : counterpart(truth, predicted, i, settings.iou)
+      : -1;
     predictions.push({ ...thing(predicted, i, scored), predicted: true, letter: kind.letter, other });
   }
   return { truths, predictions };
@@ -91,8 +103,7 @@ function foundThen(truth, before, now, settings, index) {
 /** Score below the threshold with which a missed object is predicted after all; null if it is not. */
 function laterScore(predicted, index, settings) {
   const [matches, kinds] = [predicted.g[settings.iou] ?? [], predicted.e[settings.iou] ?? ""];
-  for (let i = 0; i < matches.length; i++)
-    if (matches[i] === index && kinds[i] === "t") return scoreOf(predicted, i);
+  for (let i = 0; i < matches.length; i++) if (matches[i] === index && kinds[i] === "t") return scoreOf(predicted, i);
   return null;
 }
 

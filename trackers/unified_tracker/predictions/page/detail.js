@@ -15,9 +15,18 @@ class Detail {
     this.counts = element("p", { className: "counts" });
     this.panes = element("div", { className: "panes", tabIndex: -1 });
     this.objects = element("div", { className: "objects", role: "list", "aria-label": "objects" });
-    this.modes = segments("panes", [{ value: "beside", text: "side by side", title: "s" }, { value: "over", text: "overlaid", title: "s" }], "beside", (panes) => page.set({ panes }));
+    this.modes = segments(
+      "panes",
+      [
+        { value: "beside", text: "side by side", title: "s" },
+        { value: "over", text: "overlaid", title: "s" },
+      ],
+      "beside",
+      (panes) => page.set({ panes }),
+    );
     this.toggles = element("span", { className: "toggles" });
-    const button = (text, title, press) => element("button", { type: "button", title, "aria-label": title, on: { click: press } }, text);
+    const button = (text, title, press) =>
+      element("button", { type: "button", title, "aria-label": title, on: { click: press } }, text);
     this.score = scoreSlider(page);
     this.dialog = element(
       "dialog",
@@ -27,9 +36,20 @@ class Detail {
         {},
         element("div", { className: "naming" }, this.title, this.where),
         element("div", { className: "tools" }, this.score, this.modes, this.toggles),
-        element("div", { className: "steps" }, button("‹", "previous image (left arrow)", () => this.step(-1)), button("›", "next image (right arrow)", () => this.step(1)), button("✕", "close (Escape)", () => this.close())),
+        element(
+          "div",
+          { className: "steps" },
+          button("‹", "previous image (left arrow)", () => this.step(-1)),
+          button("›", "next image (right arrow)", () => this.step(1)),
+          button("✕", "close (Escape)", () => this.close()),
+        ),
       ),
-      element("div", { className: "body" }, this.panes, element("aside", { className: "list" }, this.counts, this.objects)),
+      element(
+        "div",
+        { className: "body" },
+        this.panes,
+        element("aside", { className: "list" }, this.counts, this.objects),
+      ),
     );
     this.dialog.addEventListener("close", () => this.page.closed());
     this.draw = framed(() => this.drawNow());
@@ -111,8 +131,19 @@ class Detail {
     if (settings.panes === "beside") {
       if (judged) wanted.push({ name: "ground truth", truth: true, predictions: false });
       wanted.push({ name: `prediction · ${now.label}`, truth: false, predictions: true });
-    } else wanted.push({ name: `${judged ? "ground truth and " : ""}prediction · ${now.label}`, truth: true, predictions: true });
-    if (before) wanted.push({ name: `before · ${before.label}`, truth: settings.panes === "over", predictions: true, before: true });
+    } else
+      wanted.push({
+        name: `${judged ? "ground truth and " : ""}prediction · ${now.label}`,
+        truth: true,
+        predictions: true,
+      });
+    if (before)
+      wanted.push({
+        name: `before · ${before.label}`,
+        truth: settings.panes === "over",
+        predictions: true,
+        before: true,
+      });
     if (this.wanted === JSON.stringify(wanted)) return;
     this.wanted = JSON.stringify(wanted);
     this.canvases = wanted.map((each) => {
@@ -122,7 +153,14 @@ class Detail {
       return canvas;
     });
     this.panes.replaceChildren(
-      ...this.canvases.map((canvas) => element("figure", {}, element("figcaption", {}, canvas.what.name), element("div", { className: "hold" }, canvas))),
+      ...this.canvases.map((canvas) =>
+        element(
+          "figure",
+          {},
+          element("figcaption", {}, canvas.what.name),
+          element("div", { className: "hold" }, canvas),
+        ),
+      ),
     );
   }
 
@@ -172,7 +210,8 @@ class Detail {
   stack(picture) {
     const { clientWidth, clientHeight } = this.panes;
     const count = this.canvases.length;
-    const size = (columns, rows) => Math.min(clientWidth / columns / picture.width, (clientHeight / rows - 24) / picture.height);
+    const size = (columns, rows) =>
+      Math.min(clientWidth / columns / picture.width, (clientHeight / rows - 24) / picture.height);
     this.panes.classList.toggle("stacked", size(1, count) > size(count, 1));
   }
 
@@ -205,10 +244,14 @@ class Detail {
       const unit = canvas.width / frame.width;
       return [(event.clientX - frame.left) * unit, (event.clientY - frame.top) * unit];
     };
-    canvas.addEventListener("wheel", (event) => {
-      event.preventDefault();
-      this.zoomAt(canvas, at(event), Math.exp(-Math.max(-100, Math.min(100, event.deltaY)) / 300));
-    }, { passive: false });
+    canvas.addEventListener(
+      "wheel",
+      (event) => {
+        event.preventDefault();
+        this.zoomAt(canvas, at(event), Math.exp(-Math.max(-100, Math.min(100, event.deltaY)) / 300));
+      },
+      { passive: false },
+    );
     canvas.addEventListener("dblclick", () => this.reset());
     canvas.addEventListener("pointerdown", (event) => {
       canvas.setPointerCapture(event.pointerId);
@@ -277,7 +320,10 @@ class Detail {
       const box = each.box ?? each.outlineBox;
       if (!box || px < box[0] || py < box[1] || px > box[2] || py > box[3]) continue;
       const area = (box[2] - box[0]) * (box[3] - box[1]);
-      const inMask = !each.mask || !this.page.settings.masks || maskHas(each.mask, this.page.shown.images[this.index].height, px, py);
+      const inMask =
+        !each.mask ||
+        !this.page.settings.masks ||
+        maskHas(each.mask, this.page.shown.images[this.index].height, px, py);
       if (inMask && area <= least) [best, least] = [each, area];
     }
     return best;
@@ -314,12 +360,20 @@ class Detail {
     const of = (letter) => counts.kinds[this.index * KINDS.length + KIND.get(letter).index];
     const wrong = counts.errors[this.index] - of("m");
     if (!counts.there[this.index]) this.counts.textContent = "This evaluation did not see this image.";
-    else if (!counts.judged[this.index]) this.counts.textContent = `${plural(of("u"), "prediction")} at score ≥ ${settings.threshold.toFixed(2)}; no ground truth`;
-    else this.counts.textContent = `F1 ${number(counts.f1[this.index])} · ${plural(of("t"), "true positive")} · ${plural(wrong, "false positive")} · ${of("m")} missed`;
+    else if (!counts.judged[this.index])
+      this.counts.textContent = `${plural(of("u"), "prediction")} at score ≥ ${settings.threshold.toFixed(2)}; no ground truth`;
+    else
+      this.counts.textContent = `F1 ${number(counts.f1[this.index])} · ${plural(of("t"), "true positive")} · ${plural(wrong, "false positive")} · ${of("m")} missed`;
     if (!change?.both[this.index]) return;
     const by = change.errors[this.index];
     const text = by ? `${Math.abs(by)} ${by < 0 ? "fewer" : "more"} errors` : "as many errors";
-    this.counts.append(element("span", { className: `change ${by < 0 ? "fixed" : by > 0 ? "broken" : ""}` }, `${text} than ${this.page.before.label}: ${change.found[this.index]} found, ${change.lost[this.index]} lost`));
+    this.counts.append(
+      element(
+        "span",
+        { className: `change ${by < 0 ? "fixed" : by > 0 ? "broken" : ""}` },
+        `${text} than ${this.page.before.label}: ${change.found[this.index]} found, ${change.lost[this.index]} lost`,
+      ),
+    );
   }
 
   showObjects() {
@@ -335,7 +389,9 @@ class Detail {
       const unknown = letter === "u" && !each.predicted ? "ground truth" : KIND.get(letter).name;
       return [element("h3", {}, swatch(letter), element("span", {}, unknown), element("b", {}, String(count))), row];
     });
-    this.objects.replaceChildren(...(rows.length ? rows : [element("p", { className: "quiet" }, "Nothing at this threshold.")]));
+    this.objects.replaceChildren(
+      ...(rows.length ? rows : [element("p", { className: "quiet" }, "Nothing at this threshold.")]),
+    );
   }
 
   objectRow(each) {
@@ -345,7 +401,10 @@ class Detail {
     const truth = shown.images[this.index].truth?.[this.page.settings.task];
     if (each.letter === "c" && each.other >= 0) notes.push(`is ${className(shown, truth.l[each.other])}`);
     if (!each.predicted && each.later !== null) notes.push(`found at score ${each.later.toFixed(2)}`);
-    const change = each.predicted && each.letter === "t" ? this.things.truths.find((other) => other.index === each.other)?.change : each.change;
+    const change =
+      each.predicted && each.letter === "t"
+        ? this.things.truths.find((other) => other.index === each.other)?.change
+        : each.change;
     if (change) notes.push(change === "found" ? "newly found" : "lost");
     if (each.crowd && !each.predicted) notes.push("crowd region");
     const row = element(
@@ -354,12 +413,21 @@ class Detail {
         type: "button",
         className: `object${this.lit === each ? " lit" : ""}`,
         data: { kind: each.letter, index: each.index, side: each.predicted ? "prediction" : "truth" },
-        on: { pointerenter: () => this.light(each), focus: () => this.light(each), pointerleave: () => this.light(null), click: () => this.zoomTo(each) },
+        on: {
+          pointerenter: () => this.light(each),
+          focus: () => this.light(each),
+          pointerleave: () => this.light(null),
+          click: () => this.zoomTo(each),
+        },
       },
       element("span", { className: "name", title: name }, name),
       element("span", { className: "note" }, notes.join(", ")),
       element("span", { className: "number", title: "score" }, each.score === null ? "" : each.score.toFixed(2)),
-      element("span", { className: "number quiet", title: "IoU" }, each.overlap === null ? "" : `IoU ${each.overlap.toFixed(2)}`),
+      element(
+        "span",
+        { className: "number quiet", title: "IoU" },
+        each.overlap === null ? "" : `IoU ${each.overlap.toFixed(2)}`,
+      ),
     );
     row.thing = each;
     return row;

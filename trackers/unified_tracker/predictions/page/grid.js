@@ -26,7 +26,9 @@ class Grid {
     }
     this.focus = Math.max(0, Math.min(this.focus, order.length - 1));
     this.nothing.hidden = order.length > 0;
-    this.nothing.textContent = shown.images.length ? "No image fits these filters." : "There are no images in this sample.";
+    this.nothing.textContent = shown.images.length
+      ? "No image fits these filters."
+      : "There are no images in this sample.";
     this.renderNow();
   }
 
@@ -46,7 +48,10 @@ class Grid {
     const row = this.height + GAP;
     this.list.style.height = `${Math.ceil(order.length / this.columns) * row + GAP}px`;
     const first = Math.max(0, Math.floor((this.box.scrollTop - 0.5 * row) / row)) * this.columns;
-    const last = Math.min(order.length, (Math.ceil((this.box.scrollTop + this.box.clientHeight) / row) + 1) * this.columns);
+    const last = Math.min(
+      order.length,
+      (Math.ceil((this.box.scrollTop + this.box.clientHeight) / row) + 1) * this.columns,
+    );
     const wanted = new Set(order.slice(first, last));
     for (const [index, card] of this.cards)
       if (!wanted.has(index)) {
@@ -63,7 +68,10 @@ class Grid {
       this.cards.set(index, card);
       this.list.append(card.item);
     }
-    const [x, y] = [GAP + (position % this.columns) * (this.width + GAP), GAP + Math.floor(position / this.columns) * row];
+    const [x, y] = [
+      GAP + (position % this.columns) * (this.width + GAP),
+      GAP + Math.floor(position / this.columns) * row,
+    ];
     card.item.style.transform = `translate(${x}px, ${y}px)`;
     card.item.style.width = `${this.width}px`;
     card.frame.style.height = `${this.pictureHeight}px`;
@@ -91,7 +99,11 @@ class Grid {
     card.counts = element("span", { className: "counts" });
     card.button = element(
       "button",
-      { type: "button", className: "card", on: { click: () => this.page.open(card.position), focus: () => this.focusOn(card) } },
+      {
+        type: "button",
+        className: "card",
+        on: { click: () => this.page.open(card.position), focus: () => this.focusOn(card) },
+      },
       card.frame,
       card.name,
       card.counts,
@@ -165,7 +177,9 @@ class Grid {
       const by = change.errors[index];
       const text = by < 0 ? `▼ ${-by}` : by > 0 ? `▲ ${by}` : "±0";
       const more = `${by > 0 ? `${by} more` : `${-by} fewer`} errors, ${change.found[index]} found, ${change.lost[index]} lost`;
-      parts.push(element("span", { className: `badge ${by < 0 ? "fixed" : by > 0 ? "broken" : ""}`, title: more }, text));
+      parts.push(
+        element("span", { className: `badge ${by < 0 ? "fixed" : by > 0 ? "broken" : ""}`, title: more }, text),
+      );
       said += `; ${more}`;
     }
     card.counts.replaceChildren(...parts);

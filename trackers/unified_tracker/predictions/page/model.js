@@ -52,7 +52,17 @@ async function readDocument() {
     each.images = shown.images.map((_, index) => filled(each.images?.[index]));
   }
   if (!shown.evaluations.length)
-    shown.evaluations.push({ id: "", label: "no evaluation", run: "", split: "", threshold: 0, ious: [0.5], metrics: {}, classes: {}, images: shown.images.map(() => null) });
+    shown.evaluations.push({
+      id: "",
+      label: "no evaluation",
+      run: "",
+      split: "",
+      threshold: 0,
+      ious: [0.5],
+      metrics: {},
+      classes: {},
+      images: shown.images.map(() => null),
+    });
   return { keypoint_names: [], skeleton: [], notes: [], ...shown };
 }
 
@@ -304,8 +314,7 @@ function histogramOf(shown, evaluation, settings) {
     if (!predicted) continue;
     if (truth) {
       const crowd = new Set(truth.c);
-      for (let i = 0; i < truth.l.length; i++)
-        if (!crowd.has(i) && (!chosen || chosen.has(truth.l[i]))) bins.truths++;
+      for (let i = 0; i < truth.l.length; i++) if (!crowd.has(i) && (!chosen || chosen.has(truth.l[i]))) bins.truths++;
     }
     for (let i = 0; i < predicted.l.length; i++) {
       if (chosen && !chosen.has(predicted.l[i])) continue;
@@ -354,7 +363,8 @@ function arrange(shown, evaluation, settings, counts, change) {
     if (text && !shown.images[index].name.toLowerCase().includes(text)) continue;
     const start = index * KINDS.length;
     if (kinds.length && !kinds.some((kind) => counts.kinds[start + kind])) continue;
-    if (settings.classes.size && !counts.truths[index] && !KINDS.some((_, kind) => counts.kinds[start + kind])) continue;
+    if (settings.classes.size && !counts.truths[index] && !KINDS.some((_, kind) => counts.kinds[start + kind]))
+      continue;
     if (settings.change && change) {
       const by = change.errors[index];
       if (!change.both[index] || (settings.change === "fixed" ? by >= 0 : by <= 0)) continue;
@@ -376,13 +386,16 @@ function comparison(shown, sort, counts, change) {
   const f1 = (index) => (Number.isNaN(counts.f1[index]) ? 2 + (counts.there[index] ? 0 : 1) : counts.f1[index]);
   const worst = (a, b) => f1(a) - f1(b) || counts.errors[b] - counts.errors[a] || a - b;
   const byName = new Intl.Collator(undefined, { numeric: true }).compare;
-  const kinds = (index) => counts.kinds.subarray(index * KINDS.length, (index + 1) * KINDS.length).reduce((x, y) => x + y, 0);
+  const kinds = (index) =>
+    counts.kinds.subarray(index * KINDS.length, (index + 1) * KINDS.length).reduce((x, y) => x + y, 0);
   return {
     f1: worst,
     errors: (a, b) => counts.errors[b] - counts.errors[a] || worst(a, b),
     confident: (a, b) => counts.worst[b] - counts.worst[a] || worst(a, b),
-    fixed: (a, b) => (change ? change.errors[a] - change.errors[b] || change.found[b] - change.found[a] : 0) || worst(a, b),
-    broken: (a, b) => (change ? change.errors[b] - change.errors[a] || change.lost[b] - change.lost[a] : 0) || worst(a, b),
+    fixed: (a, b) =>
+      (change ? change.errors[a] - change.errors[b] || change.found[b] - change.found[a] : 0) || worst(a, b),
+    broken: (a, b) =>
+      (change ? change.errors[b] - change.errors[a] || change.lost[b] - change.lost[a] : 0) || worst(a, b),
     objects: (a, b) => counts.truths[b] - counts.truths[a] || kinds(b) - kinds(a) || a - b,
     name: (a, b) => byName(shown.images[a].name, shown.images[b].name) || a - b,
     order: (a, b) => a - b,

@@ -160,25 +160,75 @@ class Page {
       ["metrics", this.tables.metrics],
     ]);
     this.tabs = new Map(
-      Object.entries(VIEWS).map(([name, text]) => [name, element("button", { type: "button", role: "tab", data: { view: name }, on: { click: () => this.set({ view: name }) } }, text)]),
+      Object.entries(VIEWS).map(([name, text]) => [
+        name,
+        element(
+          "button",
+          { type: "button", role: "tab", data: { view: name }, on: { click: () => this.set({ view: name }) } },
+          text,
+        ),
+      ]),
     );
     const tablist = element("div", { className: "tabs", role: "tablist" }, ...this.tabs.values());
     tablist.addEventListener("keydown", (event) => this.moveTab(event));
-    this.menu = element("button", { type: "button", className: "menu", "aria-expanded": "false", "aria-controls": "panel", on: { click: () => this.togglePanel() } }, "Filters");
-    const theme = element("button", { type: "button", title: "light or dark", "aria-label": "light or dark", on: { click: () => this.nextTheme() } }, "◐");
+    this.menu = element(
+      "button",
+      {
+        type: "button",
+        className: "menu",
+        "aria-expanded": "false",
+        "aria-controls": "panel",
+        on: { click: () => this.togglePanel() },
+      },
+      "Filters",
+    );
+    const theme = element(
+      "button",
+      { type: "button", title: "light or dark", "aria-label": "light or dark", on: { click: () => this.nextTheme() } },
+      "◐",
+    );
     this.help = this.helpDialog();
-    const help = element("button", { type: "button", title: "help (?)", "aria-label": "help", on: { click: () => this.help.showModal() } }, "?");
-    const notes = shown.notes.length ? element("details", { className: "notes" }, element("summary", {}, plural(shown.notes.length, "note")), ...shown.notes.map((note) => element("p", {}, note))) : null;
+    const help = element(
+      "button",
+      { type: "button", title: "help (?)", "aria-label": "help", on: { click: () => this.help.showModal() } },
+      "?",
+    );
+    const notes = shown.notes.length
+      ? element(
+          "details",
+          { className: "notes" },
+          element("summary", {}, plural(shown.notes.length, "note")),
+          ...shown.notes.map((note) => element("p", {}, note)),
+        )
+      : null;
     const head = element(
       "header",
       { className: "head" },
-      element("div", { className: "titles" }, element("h1", { title: shown.title }, shown.title), element("span", { className: "quiet" }, shown.dataset), notes),
+      element(
+        "div",
+        { className: "titles" },
+        element("h1", { title: shown.title }, shown.title),
+        element("span", { className: "quiet" }, shown.dataset),
+        notes,
+      ),
       element("div", { className: "buttons" }, this.menu, theme, help),
     );
     this.score = scoreSlider(this);
-    const main = element("main", {}, this.summary, element("div", { className: "views" }, tablist, this.score, this.toolbar), this.filters, ...this.views.values());
+    const main = element(
+      "main",
+      {},
+      this.summary,
+      element("div", { className: "views" }, tablist, this.score, this.toolbar),
+      this.filters,
+      ...this.views.values(),
+    );
     const app = document.getElementById("app");
-    app.replaceChildren(head, element("div", { className: "columns" }, this.panel.node, main), this.detail.dialog, this.help);
+    app.replaceChildren(
+      head,
+      element("div", { className: "columns" }, this.panel.node, main),
+      this.detail.dialog,
+      this.help,
+    );
     app.setAttribute("aria-busy", "false");
     this.buildToolbar();
   }
@@ -186,20 +236,34 @@ class Page {
   buildToolbar() {
     this.sort = choice("order of the images", [], "", (sort) => this.set({ sort }));
     this.toggles = element("span", { className: "toggles" });
-    const sizes = Object.keys(CARD_WIDTHS).map((size) => ({ value: size, text: size[0].toUpperCase(), title: `${size} pictures` }));
+    const sizes = Object.keys(CARD_WIDTHS).map((size) => ({
+      value: size,
+      text: size[0].toUpperCase(),
+      title: `${size} pictures`,
+    }));
     this.sizes = segments("size of the pictures", sizes, this.settings.size, (size) => this.set({ size }));
     this.toolbar.append(this.sort, this.sizes, this.toggles);
   }
 
   displayToggles() {
     const { shown, settings } = this;
-    const masks = this.hasMasks ??= shown.evaluations.some((each) => each.images.some((image) => image && Object.values(image).some((objects) => objects.m.length)));
-    const truth = this.hasTruth ??= shown.images.some((image) => image.truth);
+    const masks = (this.hasMasks ??= shown.evaluations.some((each) =>
+      each.images.some((image) => image && Object.values(image).some((objects) => objects.m.length)),
+    ));
+    const truth = (this.hasTruth ??= shown.images.some((image) => image.truth));
     const there = { truth, masks, keypoints: shown.keypoint_names.length > 0 || shown.skeleton.length > 0 };
     const made = DISPLAY.filter(({ name }) => there[name] ?? true).map(({ name, text, key }) =>
       toggle(text, key ? `${text} (${key})` : text, settings[name], (on) => this.set({ [name]: on }), name),
     );
-    made.push(toggle("class colours", "colours by class instead of by kind (c)", settings.byClass, (byClass) => this.set({ byClass }), "byClass"));
+    made.push(
+      toggle(
+        "class colours",
+        "colours by class instead of by kind (c)",
+        settings.byClass,
+        (byClass) => this.set({ byClass }),
+        "byClass",
+      ),
+    );
     return made;
   }
 
@@ -212,7 +276,11 @@ class Page {
   showToolbar() {
     const { settings } = this;
     const sorts = Object.entries(SORTS).filter(([name]) => this.sorts().includes(name));
-    fillChoice(this.sort, sorts.map(([value, text]) => ({ value, text })), settings.sort);
+    fillChoice(
+      this.sort,
+      sorts.map(([value, text]) => ({ value, text })),
+      settings.sort,
+    );
     const focused = document.activeElement?.dataset?.key;
     const had = focused && this.toggles.contains(document.activeElement);
     this.toggles.replaceChildren(...this.displayToggles());
@@ -228,13 +296,30 @@ class Page {
     const { shown, settings } = this;
     const chips = [];
     const chip = (text, changes) =>
-      chips.push(element("button", { type: "button", className: "chip", title: "take this filter off", on: { click: () => this.set(changes) } }, text, element("span", { "aria-hidden": "true" }, " ✕")));
-    if (settings.classes.size) chip([...settings.classes].slice(0, 4).map((label) => shortened(className(shown, label), 24)).join(", ") + (settings.classes.size > 4 ? ` and ${settings.classes.size - 4} more` : ""), { classes: new Set() });
-    for (const letter of settings.kinds) chip(KIND.get(letter).name, { kinds: new Set([...settings.kinds].filter((each) => each !== letter)) });
+      chips.push(
+        element(
+          "button",
+          { type: "button", className: "chip", title: "take this filter off", on: { click: () => this.set(changes) } },
+          text,
+          element("span", { "aria-hidden": "true" }, " ✕"),
+        ),
+      );
+    if (settings.classes.size)
+      chip(
+        [...settings.classes]
+          .slice(0, 4)
+          .map((label) => shortened(className(shown, label), 24))
+          .join(", ") + (settings.classes.size > 4 ? ` and ${settings.classes.size - 4} more` : ""),
+        { classes: new Set() },
+      );
+    for (const letter of settings.kinds)
+      chip(KIND.get(letter).name, { kinds: new Set([...settings.kinds].filter((each) => each !== letter)) });
     if (settings.cell !== null) {
       const size = shown.classes.length + 1;
       const name = (label, other) => (label === size - 1 ? other : shortened(className(shown, label), 24));
-      chip(`${name(Math.floor(settings.cell / size), "background")} → ${name(settings.cell % size, "missed")}`, { cell: null });
+      chip(`${name(Math.floor(settings.cell / size), "background")} → ${name(settings.cell % size, "missed")}`, {
+        cell: null,
+      });
     }
     if (settings.change) chip(settings.change, { change: "" });
     if (settings.text) chip(`“${shortened(settings.text, 24)}”`, { text: "" });
@@ -245,26 +330,85 @@ class Page {
   showSummary() {
     const { counts, settings, now } = this;
     const total = summed(counts);
-    const parts = [element("b", { className: "seen" }, this.order.length === this.shown.images.length ? plural(this.order.length, "image") : `${this.order.length.toLocaleString("en")} of ${plural(this.shown.images.length, "image")}`)];
+    const parts = [
+      element(
+        "b",
+        { className: "seen" },
+        this.order.length === this.shown.images.length
+          ? plural(this.order.length, "image")
+          : `${this.order.length.toLocaleString("en")} of ${plural(this.shown.images.length, "image")}`,
+      ),
+    ];
     const fact = (name, value, earlier) => {
       const by = value - earlier;
-      const moved = Number.isFinite(by) && Math.abs(by) >= 0.0005 ? element("span", { className: by > 0 ? "fixed" : "broken" }, ` ${by > 0 ? "+" : "−"}${Math.abs(by).toFixed(3)}`) : null;
-      parts.push(element("span", { className: "fact", data: { fact: name } }, `${name} `, element("b", {}, number(value, 3)), moved));
+      const moved =
+        Number.isFinite(by) && Math.abs(by) >= 0.0005
+          ? element(
+              "span",
+              { className: by > 0 ? "fixed" : "broken" },
+              ` ${by > 0 ? "+" : "−"}${Math.abs(by).toFixed(3)}`,
+            )
+          : null;
+      parts.push(
+        element(
+          "span",
+          { className: "fact", data: { fact: name } },
+          `${name} `,
+          element("b", {}, number(value, 3)),
+          moved,
+        ),
+      );
     };
     if (this.judged) {
       const was = this.countsBefore ? summed(this.countsBefore) : {};
       for (const name of ["precision", "recall", "f1"]) fact(name === "f1" ? "F1" : name, total[name], was[name]);
-      parts.push(element("span", { className: "quiet tally" }, `${total.right.toLocaleString("en")} TP · ${total.wrong.toLocaleString("en")} FP · ${total.missed.toLocaleString("en")} missed`));
-    } else parts.push(element("span", { className: "quiet tally" }, `${plural(counts.total[UNJUDGED], "prediction")}; no ground truth`));
-    parts.push(element("span", { className: "quiet" }, `${now.label} · ${now.split} · score ≥ ${settings.threshold.toFixed(2)} · IoU ${now.ious[settings.iou] ?? "–"}`));
+      parts.push(
+        element(
+          "span",
+          { className: "quiet tally" },
+          `${total.right.toLocaleString("en")} TP · ${total.wrong.toLocaleString("en")} FP · ${total.missed.toLocaleString("en")} missed`,
+        ),
+      );
+    } else
+      parts.push(
+        element(
+          "span",
+          { className: "quiet tally" },
+          `${plural(counts.total[UNJUDGED], "prediction")}; no ground truth`,
+        ),
+      );
+    parts.push(
+      element(
+        "span",
+        { className: "quiet" },
+        `${now.label} · ${now.split} · score ≥ ${settings.threshold.toFixed(2)} · IoU ${now.ious[settings.iou] ?? "–"}`,
+      ),
+    );
     this.summary.replaceChildren(...parts);
   }
 
   helpDialog() {
-    const rows = HELP.map(([keys, what]) => element("tr", {}, element("th", { scope: "row" }, ...keys.split(" ").map((key) => element("kbd", {}, key))), element("td", {}, what)));
-    const kinds = KINDS.filter((kind) => kind.letter !== "u").map((kind) => element("tr", {}, element("th", { scope: "row" }, swatch(kind.letter), kind.name), element("td", {}, kind.about)));
+    const rows = HELP.map(([keys, what]) =>
+      element(
+        "tr",
+        {},
+        element("th", { scope: "row" }, ...keys.split(" ").map((key) => element("kbd", {}, key))),
+        element("td", {}, what),
+      ),
+    );
+    const kinds = KINDS.filter((kind) => kind.letter !== "u").map((kind) =>
+      element("tr", {}, element("th", { scope: "row" }, swatch(kind.letter), kind.name), element("td", {}, kind.about)),
+    );
     const close = element("button", { type: "button", on: { click: () => this.help.close() } }, "close");
-    return element("dialog", { className: "help", "aria-label": "help" }, element("h2", {}, "Keys"), element("table", {}, rows), element("h2", {}, "Kinds"), element("table", {}, kinds), close);
+    return element(
+      "dialog",
+      { className: "help", "aria-label": "help" },
+      element("h2", {}, "Keys"),
+      element("table", {}, rows),
+      element("h2", {}, "Kinds"),
+      element("table", {}, kinds),
+      close,
+    );
   }
 
   togglePanel(open = !this.panel.node.classList.contains("open")) {
@@ -274,7 +418,9 @@ class Page {
 
   nextTheme() {
     const root = document.documentElement;
-    const dark = root.dataset.theme ? root.dataset.theme === "dark" : matchMedia("(prefers-color-scheme: dark)").matches;
+    const dark = root.dataset.theme
+      ? root.dataset.theme === "dark"
+      : matchMedia("(prefers-color-scheme: dark)").matches;
     root.dataset.theme = dark ? "light" : "dark";
     this.compute(false);
   }
@@ -309,12 +455,18 @@ class Page {
     const said = new URLSearchParams();
     said.set("evaluation", shown.evaluations[settings.evaluation].id);
     if (this.before) said.set("before", this.before.id);
-    for (const name of ["task", "sort", "view", "text", "change", "size", "panes"]) if (settings[name]) said.set(name, settings[name]);
+    for (const name of ["task", "sort", "view", "text", "change", "size", "panes"])
+      if (settings[name]) said.set(name, settings[name]);
     for (const name of ["threshold", "iou"]) said.set(name, String(settings[name]));
     if (settings.cell !== null) said.set("cell", String(settings.cell));
     if (settings.classes.size) said.set("classes", [...settings.classes].join("."));
     if (settings.kinds.size) said.set("kinds", [...settings.kinds].join("."));
-    said.set("off", DISPLAY.filter(({ name }) => !settings[name]).map(({ name }) => name).join("."));
+    said.set(
+      "off",
+      DISPLAY.filter(({ name }) => !settings[name])
+        .map(({ name }) => name)
+        .join("."),
+    );
     if (settings.byClass) said.set("by", "class");
     if (this.detail.open) said.set("image", String(this.detail.index));
     clearTimeout(this.writing); // browsers refuse more than a few a second
@@ -339,15 +491,28 @@ class Page {
     const find = (name) => (said.has(name) ? shown.evaluations.findIndex((each) => each.id === said.get(name)) : -1);
     if (find("evaluation") >= 0) settings.evaluation = find("evaluation");
     if (find("before") !== settings.evaluation) settings.before = find("before");
-    const allowed = { task: this.tasks, sort: Object.keys(SORTS), view: Object.keys(VIEWS), change: ["fixed", "broken"], size: Object.keys(CARD_WIDTHS), panes: ["beside", "over"] };
-    for (const [name, values] of Object.entries(allowed)) if (values.includes(said.get(name))) settings[name] = said.get(name);
+    const allowed = {
+      task: this.tasks,
+      sort: Object.keys(SORTS),
+      view: Object.keys(VIEWS),
+      change: ["fixed", "broken"],
+      size: Object.keys(CARD_WIDTHS),
+      panes: ["beside", "over"],
+    };
+    for (const [name, values] of Object.entries(allowed))
+      if (values.includes(said.get(name))) settings[name] = said.get(name);
     if (said.has("text")) settings.text = said.get("text").slice(0, 500);
-    const within = (name, low, high) => said.has(name) && said.get(name) !== "" && Number(said.get(name)) >= low && Number(said.get(name)) <= high;
+    const within = (name, low, high) =>
+      said.has(name) && said.get(name) !== "" && Number(said.get(name)) >= low && Number(said.get(name)) <= high;
     settings.threshold = within("threshold", 0, 1) ? Number(said.get("threshold")) : this.now.threshold;
     if (within("iou", 0, this.now.ious.length - 1)) settings.iou = Math.floor(Number(said.get("iou")));
     if (within("cell", 0, (shown.classes.length + 1) ** 2 - 1)) settings.cell = Math.floor(Number(said.get("cell")));
     const parts = (name) => (said.get(name) ?? "").split(".").filter(Boolean);
-    settings.classes = new Set(parts("classes").map(Number).filter((label) => label in shown.classes));
+    settings.classes = new Set(
+      parts("classes")
+        .map(Number)
+        .filter((label) => label in shown.classes),
+    );
     settings.kinds = new Set(parts("kinds").filter((letter) => KIND.has(letter)));
     for (const { name } of DISPLAY) settings[name] = !parts("off").includes(name);
     if (said.has("evaluation")) settings.byClass = said.get("by") === "class";
@@ -368,7 +533,8 @@ class Page {
     }
     if (typing) return;
     if (target.matches?.("input[type=range]") && /^(Arrow|Home|End|Page)/.test(event.key)) return;
-    const done = this.commonKey(event.key) || (this.detail.open ? this.detailKey(event.key) : this.gridKey(event.key, target));
+    const done =
+      this.commonKey(event.key) || (this.detail.open ? this.detailKey(event.key) : this.gridKey(event.key, target));
     if (done) event.preventDefault();
   }
 
@@ -420,6 +586,8 @@ readDocument().then(
     globalThis.predictions = Object.freeze({ runsOf, maskOf, outlineOf });
   },
   (error) => {
-    document.getElementById("app").replaceChildren(element("p", { className: "opening" }, `This page cannot be opened: ${error.message}`));
+    document
+      .getElementById("app")
+      .replaceChildren(element("p", { className: "opening" }, `This page cannot be opened: ${error.message}`));
   },
 );

@@ -8,7 +8,12 @@ class Panel {
     const { shown, settings } = page;
     this.evaluation = choice("evaluation", [], "", (value) => page.set({ evaluation: Number(value) }));
     this.before = choice("compare with", [], "", (value) => page.compare(Number(value)));
-    this.tasks = segments("task", page.tasks.map((task) => ({ value: task, text: task })), settings.task, (task) => page.set({ task }));
+    this.tasks = segments(
+      "task",
+      page.tasks.map((task) => ({ value: task, text: task })),
+      settings.task,
+      (task) => page.set({ task }),
+    );
     this.ious = element("div");
     this.threshold = this.slider();
     this.kinds = element("div", { className: "kinds" });
@@ -19,7 +24,11 @@ class Panel {
       "aria-label": "search classes",
       on: { input: () => this.showClasses() },
     });
-    this.clear = element("button", { type: "button", className: "link", on: { click: () => page.set({ classes: new Set() }) } }, "all");
+    this.clear = element(
+      "button",
+      { type: "button", className: "link", on: { click: () => page.set({ classes: new Set() }) } },
+      "all",
+    );
     this.text = element("input", {
       type: "search",
       placeholder: "name contains …",
@@ -55,7 +64,13 @@ class Panel {
     const changed = (input) => () => input.value !== "" && page.setThreshold(Number(input.value));
     this.range = element("input", { type: "range", min: 0, max: 1, step: 0.01, "aria-label": "score threshold" });
     this.range.addEventListener("input", changed(this.range));
-    this.exact = element("input", { type: "number", min: 0, max: 1, step: 0.01, "aria-label": "score threshold, number" });
+    this.exact = element("input", {
+      type: "number",
+      min: 0,
+      max: 1,
+      step: 0.01,
+      "aria-label": "score threshold, number",
+    });
     this.exact.addEventListener("input", changed(this.exact));
     this.histogram = element("canvas", { className: "histogram", width: 480, height: 88, role: "img" });
     this.histogram.title = "right and wrong predictions by score; the line is F1 with the threshold there";
@@ -64,7 +79,13 @@ class Panel {
     this.start = element("button", { type: "button", className: "link" });
     this.start.addEventListener("click", () => page.setThreshold(page.now.threshold));
     const under = element("div", { className: "under" }, this.start, this.best);
-    return element("div", { className: "threshold" }, this.histogram, element("div", { className: "row" }, this.range, this.exact), under);
+    return element(
+      "div",
+      { className: "threshold" },
+      this.histogram,
+      element("div", { className: "row" }, this.range, this.exact),
+      under,
+    );
   }
 
   update() {
@@ -90,7 +111,11 @@ class Panel {
     const { evaluations } = this.page.shown;
     const several = new Set(evaluations.map((each) => `${each.run}/${each.split}`)).size > 1;
     return evaluations
-      .map((each, index) => ({ value: String(index), text: each.label, group: several ? `${each.split} · ${each.run}` : undefined }))
+      .map((each, index) => ({
+        value: String(index),
+        text: each.label,
+        group: several ? `${each.split} · ${each.run}` : undefined,
+      }))
       .filter((each) => Number(each.value) !== skip)
       .reverse();
   }
@@ -110,7 +135,13 @@ class Panel {
     this.changes.hidden = !change;
     if (!change) return;
     const button = (value, count, title) =>
-      toggle(`${plural(count, "image")} ${value}`, title, settings.change === value, (on) => this.page.set({ change: on ? value : "" }), value);
+      toggle(
+        `${plural(count, "image")} ${value}`,
+        title,
+        settings.change === value,
+        (on) => this.page.set({ change: on ? value : "" }),
+        value,
+      );
     this.changes.replaceChildren(
       button("fixed", change.fixed, "fewer errors than before: show only these"),
       button("broken", change.broken, "more errors than before: show only these"),
@@ -130,7 +161,11 @@ class Panel {
     for (let bin = 0; bin < BINS; bin++) {
       context.globalAlpha = (bin + 1) / BINS > this.page.settings.threshold ? 1 : 0.3;
       let y = height;
-      for (const [counts, colour] of [[bins.right, "--right"], [bins.wrong, "--wrong"], [bins.other, "--accent"]]) {
+      for (const [counts, colour] of [
+        [bins.right, "--right"],
+        [bins.wrong, "--wrong"],
+        [bins.other, "--accent"],
+      ]) {
         // Square roots: a bin of few stays visible beside one of many.
         const tall = (Math.sqrt(counts[bin] / most) * (height - 6)) | 0;
         context.fillStyle = style.getPropertyValue(colour);
@@ -152,13 +187,25 @@ class Panel {
 
   showKinds() {
     const { counts, settings, judged } = this.page;
-    const rows = KINDS.filter((kind, index) => (judged && kind.letter !== "u") || counts.total[index] || settings.kinds.has(kind.letter));
+    const rows = KINDS.filter(
+      (kind, index) => (judged && kind.letter !== "u") || counts.total[index] || settings.kinds.has(kind.letter),
+    );
     this.kinds.replaceChildren(
       ...rows.map((kind) => {
         const on = settings.kinds.has(kind.letter);
-        const row = toggle("", `${kind.about}; press to see only these`, on, () => this.page.flip("kinds", kind.letter), kind.letter);
+        const row = toggle(
+          "",
+          `${kind.about}; press to see only these`,
+          on,
+          () => this.page.flip("kinds", kind.letter),
+          kind.letter,
+        );
         row.classList.add("kind");
-        row.append(swatch(kind.letter), element("span", {}, kind.name), element("b", {}, counts.total[KIND.get(kind.letter).index].toLocaleString("en")));
+        row.append(
+          swatch(kind.letter),
+          element("span", {}, kind.name),
+          element("b", {}, counts.total[KIND.get(kind.letter).index].toLocaleString("en")),
+        );
         return row;
       }),
     );
@@ -168,24 +215,42 @@ class Panel {
     const { shown, counts, settings } = this.page;
     const text = this.search.value.trim().toLowerCase();
     const errors = (label) => counts.classes[label * PER_CLASS + 1] + counts.classes[label * PER_CLASS + 2];
-    let labels = shown.classes.map((_, label) => label).filter((label) => !text || shown.classes[label].toLowerCase().includes(text));
-    if (labels.length > 12) labels.sort((a, b) => settings.classes.has(b) - settings.classes.has(a) || errors(b) - errors(a) || a - b);
+    let labels = shown.classes
+      .map((_, label) => label)
+      .filter((label) => !text || shown.classes[label].toLowerCase().includes(text));
+    if (labels.length > 12)
+      labels.sort((a, b) => settings.classes.has(b) - settings.classes.has(a) || errors(b) - errors(a) || a - b);
     const more = labels.length - MOST_CLASSES;
     labels = labels.slice(0, MOST_CLASSES);
     const rows = labels.map((label) => {
-      const box = element("input", { type: "checkbox", checked: settings.classes.has(label), on: { change: () => this.page.flip("classes", label) } });
+      const box = element("input", {
+        type: "checkbox",
+        checked: settings.classes.has(label),
+        on: { change: () => this.page.flip("classes", label) },
+      });
       const [right, wrong, missed, all] = counts.classes.subarray(label * PER_CLASS, (label + 1) * PER_CLASS);
-      const value = !this.page.judged ? String(all) : right + wrong + missed ? number(rates(right, wrong, missed).f1) : "–";
+      const value = !this.page.judged
+        ? String(all)
+        : right + wrong + missed
+          ? number(rates(right, wrong, missed).f1)
+          : "–";
       const name = className(shown, label);
       return element(
         "label",
-        { className: "class", title: `${name}: ${right} true positive, ${wrong} false positive, ${missed} missed`, data: { label } },
+        {
+          className: "class",
+          title: `${name}: ${right} true positive, ${wrong} false positive, ${missed} missed`,
+          data: { label },
+        },
         box,
         element("span", { className: "name" }, name),
         element("span", { className: "number" }, value),
       );
     });
-    const heading = this.page.judged && rows.length ? element("div", { className: "class quiet" }, element("span", { className: "name" }), "F1") : null;
+    const heading =
+      this.page.judged && rows.length
+        ? element("div", { className: "class quiet" }, element("span", { className: "name" }), "F1")
+        : null;
     const rest = more > 0 ? element("p", { className: "quiet" }, `${more} more: search for them`) : null;
     const focused = document.activeElement?.closest?.(".class")?.dataset.label;
     this.classes.replaceChildren(...[heading, ...rows, rest].filter(Boolean));

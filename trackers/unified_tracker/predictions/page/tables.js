@@ -64,23 +64,49 @@ class Tables {
     };
     rows.sort((a, b) => order(a, b) || a.label - b.label);
     const heads = columns.map(([name, title]) => this.head(name, title));
-    const body = [all, ...rows.slice(0, MOST_ROWS)].map((row) => this.classRow(row, columns, settings.classes.has(row.label)));
-    const table = element("table", { className: "numbers" }, element("thead", {}, element("tr", {}, heads)), element("tbody", {}, body));
-    const rest = rows.length > MOST_ROWS ? `${rows.length - MOST_ROWS} more classes: sort by another column, or search on the left.` : "";
-    const about = "Press a class to see only its images. AP counts all scores; the other columns follow the score threshold.";
-    this.classes.replaceChildren(element("p", { className: "quiet" }, about), table, element("p", { className: "quiet" }, rest));
+    const body = [all, ...rows.slice(0, MOST_ROWS)].map((row) =>
+      this.classRow(row, columns, settings.classes.has(row.label)),
+    );
+    const table = element(
+      "table",
+      { className: "numbers" },
+      element("thead", {}, element("tr", {}, heads)),
+      element("tbody", {}, body),
+    );
+    const rest =
+      rows.length > MOST_ROWS
+        ? `${rows.length - MOST_ROWS} more classes: sort by another column, or search on the left.`
+        : "";
+    const about =
+      "Press a class to see only its images. AP counts all scores; the other columns follow the score threshold.";
+    this.classes.replaceChildren(
+      element("p", { className: "quiet" }, about),
+      table,
+      element("p", { className: "quiet" }, rest),
+    );
   }
 
   head(name, title) {
     const sorted = this.sort.column === name;
     const press = () => {
-      this.sort = { column: name, down: sorted ? !this.sort.down : name !== "class" && !["F1", "AP", "AP50"].includes(name) };
+      this.sort = {
+        column: name,
+        down: sorted ? !this.sort.down : name !== "class" && !["F1", "AP", "AP50"].includes(name),
+      };
       this.showClasses();
       [...this.classes.querySelectorAll("th button")].find((button) => button.dataset.column === name)?.focus();
     };
     const arrow = sorted ? (this.sort.down ? " ▾" : " ▴") : "";
-    const button = element("button", { type: "button", title, data: { column: name }, on: { click: press } }, name + arrow);
-    return element("th", { scope: "col", "aria-sort": sorted ? (this.sort.down ? "descending" : "ascending") : "none" }, button);
+    const button = element(
+      "button",
+      { type: "button", title, data: { column: name }, on: { click: press } },
+      name + arrow,
+    );
+    return element(
+      "th",
+      { scope: "col", "aria-sort": sorted ? (this.sort.down ? "descending" : "ascending") : "none" },
+      button,
+    );
   }
 
   classRow(row, columns, chosen) {
@@ -96,7 +122,12 @@ class Tables {
     });
     const press = () => this.page.set({ classes: row.label < 0 ? new Set() : new Set([row.label]), view: "images" });
     const name = element("button", { type: "button", className: "link", on: { click: press } }, row.name);
-    return element("tr", { className: row.label < 0 ? "all" : chosen ? "chosen" : "", data: { label: row.label } }, element("th", { scope: "row" }, name), cells);
+    return element(
+      "tr",
+      { className: row.label < 0 ? "all" : chosen ? "chosen" : "", data: { label: row.label } },
+      element("th", { scope: "row" }, name),
+      cells,
+    );
   }
 
   showConfusion() {
@@ -117,11 +148,21 @@ class Tables {
     let labels = shown.classes.map((_, label) => label);
     if (settings.classes.size) labels = labels.filter((label) => settings.classes.has(label));
     const left = Math.max(0, labels.length - MOST_CONFUSED);
-    if (left) labels = labels.sort((a, b) => weight[b] - weight[a]).slice(0, MOST_CONFUSED).sort((a, b) => a - b);
+    if (left)
+      labels = labels
+        .sort((a, b) => weight[b] - weight[a])
+        .slice(0, MOST_CONFUSED)
+        .sort((a, b) => a - b);
     labels.push(size - 1);
     const name = (label, other) => (label === size - 1 ? other : className(shown, label));
     const corner = element("th", {}, "true ↓ predicted →");
-    const heads = labels.map((label) => element("th", { scope: "col", title: name(label, "missed") }, element("span", {}, shortened(name(label, "missed"), 22))));
+    const heads = labels.map((label) =>
+      element(
+        "th",
+        { scope: "col", title: name(label, "missed") },
+        element("span", {}, shortened(name(label, "missed"), 22)),
+      ),
+    );
     const rows = labels.map((row) =>
       element(
         "tr",
@@ -131,8 +172,15 @@ class Tables {
       ),
     );
     const about = `Press a cell to see its images. IoU ${now.ious[settings.iou]}, score ≥ ${settings.threshold.toFixed(2)}.`;
-    const rest = left ? ` The ${MOST_CONFUSED} of ${labels.length - 1 + left} classes with the most confusions; choose classes on the left to see others.` : "";
-    const table = element("table", { className: "confusion" }, element("thead", {}, element("tr", {}, corner, heads)), element("tbody", {}, rows));
+    const rest = left
+      ? ` The ${MOST_CONFUSED} of ${labels.length - 1 + left} classes with the most confusions; choose classes on the left to see others.`
+      : "";
+    const table = element(
+      "table",
+      { className: "confusion" },
+      element("thead", {}, element("tr", {}, corner, heads)),
+      element("tbody", {}, rows),
+    );
     this.confusion.replaceChildren(element("p", { className: "quiet" }, about + rest), table);
   }
 
@@ -141,7 +189,17 @@ class Tables {
     const key = row * size + column;
     const said = `${name(row, "background")} → ${name(column, "missed")}`;
     const press = () => this.page.set({ cell: this.page.settings.cell === key ? null : key, view: "images" });
-    const button = element("button", { type: "button", title: `${said}: ${count}`, "aria-label": `${said}: ${count}`, on: { click: press }, data: { row, column } }, String(count));
+    const button = element(
+      "button",
+      {
+        type: "button",
+        title: `${said}: ${count}`,
+        "aria-label": `${said}: ${count}`,
+        on: { click: press },
+        data: { row, column },
+      },
+      String(count),
+    );
     const made = element("td", { className: row === column ? "right" : "wrong" }, button);
     made.style.setProperty("--share", `${row === column ? 25 : 10 + 70 * Math.sqrt(count / most)}%`);
     return made;
@@ -151,14 +209,27 @@ class Tables {
     const { shown, now } = this.page;
     const names = [...new Set(shown.evaluations.flatMap((each) => Object.keys(each.metrics)))];
     const columns = [...shown.evaluations].reverse();
-    const head = columns.map((each) => element("th", { scope: "col", className: each === now ? "chosen" : "" }, `${each.label} · ${each.split}`));
+    const head = columns.map((each) =>
+      element("th", { scope: "col", className: each === now ? "chosen" : "" }, `${each.label} · ${each.split}`),
+    );
     const rows = names.map((name) => {
       const values = columns.map((each) => each.metrics[name]);
       const best = Math.max(...values.filter((value) => value !== undefined));
-      const cells = values.map((value) => element("td", { className: columns.length > 1 && value === best ? "best" : "" }, value === undefined ? "" : String(Number(value.toPrecision(4)))));
+      const cells = values.map((value) =>
+        element(
+          "td",
+          { className: columns.length > 1 && value === best ? "best" : "" },
+          value === undefined ? "" : String(Number(value.toPrecision(4))),
+        ),
+      );
       return element("tr", {}, element("th", { scope: "row" }, name), cells);
     });
-    const table = element("table", { className: "numbers" }, element("thead", {}, element("tr", {}, element("th", {}, "metric"), head)), element("tbody", {}, rows));
+    const table = element(
+      "table",
+      { className: "numbers" },
+      element("thead", {}, element("tr", {}, element("th", {}, "metric"), head)),
+      element("tbody", {}, rows),
+    );
     const none = element("p", { className: "quiet" }, "No metrics were recorded with these evaluations.");
     this.metrics.replaceChildren(names.length ? table : none);
   }

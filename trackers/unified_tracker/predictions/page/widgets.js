@@ -43,7 +43,8 @@ function fillChoice(select, options, value) {
     const option = element("option", { value: each.value, textContent: each.text });
     if (!each.group) select.append(option);
     else {
-      if (!groups.has(each.group)) groups.set(each.group, select.appendChild(element("optgroup", { label: each.group })));
+      if (!groups.has(each.group))
+        groups.set(each.group, select.appendChild(element("optgroup", { label: each.group })));
       groups.get(each.group).append(option);
     }
   }
@@ -52,7 +53,11 @@ function fillChoice(select, options, value) {
 
 /** A button that is on or off. */
 function toggle(text, title, pressed, onToggle, key = "") {
-  const made = element("button", { type: "button", className: "toggle", title, "aria-pressed": pressed, data: { key } }, text);
+  const made = element(
+    "button",
+    { type: "button", className: "toggle", title, "aria-pressed": pressed, data: { key } },
+    text,
+  );
   made.addEventListener("click", () => onToggle(made.getAttribute("aria-pressed") !== "true"));
   return made;
 }
@@ -69,7 +74,8 @@ function segments(label, options, value, onChange) {
       ),
     );
   group.setValue = (now) => {
-    for (const button of group.children) button.setAttribute("aria-pressed", String(button.dataset.value === String(now)));
+    for (const button of group.children)
+      button.setAttribute("aria-pressed", String(button.dataset.value === String(now)));
   };
   group.setValue(value);
   return group;
