@@ -25,11 +25,12 @@ function classColour(label) {
  *   overlap: number|null, box: number[]|null, mask: string, keypoints: number[]|null, other: number, crowd: boolean,
  *   change: string, later: number|null}} Thing
  *   `other`: index of the object of the other side that it was compared with, or -1. `change`: "found", "lost"
- *   or "new" (an error) since the evaluation that is compared with. `later`: score below the threshold at which a missed object would be found.
+ *   or "new" (an error) since the evaluation that is compared with. `later`: score below the threshold at which a
+ *   missed object would be found.
  */
 
 /**
- * Objects of an image at the present settings: true ones, then predictions, least sure first, so that the surest is on top.
+ * Objects of an image at the present settings: true ones, then predictions, least sure first: the surest is on top.
  * @param {Evaluation|null} before The evaluation that is compared with.
  * @param {boolean} compared Also find what each wrong prediction was compared with, and which errors are new; costly.
  * @returns {{truths: Thing[], predictions: Thing[]}}
@@ -132,23 +133,28 @@ const OUTLINES = new Outlines(6000);
  * Draw objects in the pixels of the original image; the canvas is already moved and scaled.
  * @param {CanvasRenderingContext2D} context
  * @param {{scale: number, unit: number, longest: number, masks: boolean, labels: boolean, keypoints: boolean,
- *   byClass: boolean, together: boolean, lit: ((each: Thing) => boolean)|null, left: number, right: number, top: number,
- *   dimmed: ((each: Thing) => boolean)|undefined}} look
+ *   byClass: boolean, crowded: boolean|undefined, together: boolean, left: number, right: number, top: number,
+ *   lit: ((each: Thing) => boolean)|null, dimmed: ((each: Thing) => boolean)|undefined}} look
  *   `scale`, `unit`: pixels of the canvas an original pixel, a CSS pixel. `longest`: in which masks are traced.
- *   `together`: truth and predictions are in one picture. `left`, `right`, `top`: of what is in sight.
+ *   `crowded`: thin lines, and few labels. `together`: truth and predictions are in one picture. `left`, `right`,
+ *   `top`: of what is in sight.
  */
 function drawThings(context, shown, picture, things, look) {
   const unit = look.unit / look.scale; // a CSS pixel, in original pixels
+  const thin = look.crowded ? 0.65 : 1;
   context.save();
   context.lineJoin = "round";
-  for (const each of things) {
+  // Among many, what is right stands back.
+  const right = (each) => look.crowded && each.letter === "t";
+  const order = look.crowded ? [...things].sort((a, b) => right(b) - right(a)) : things;
+  for (const each of order) {
     const style = styleOf(each, look);
     const colour = look.byClass ? classColour(each.label) : style.colour;
-    context.globalAlpha = look.dimmed?.(each) ? 0.12 : look.lit && !look.lit(each) ? 0.25 : 1;
+    context.globalAlpha = look.dimmed?.(each) ? 0.12 : look.lit && !look.lit(each) ? 0.25 : right(each) ? 0.5 : 1;
     const lit = look.lit?.(each) ?? false;
-    if (look.masks && each.mask) drawMask(context, picture, each, colour, style, unit, look, lit);
+    if (look.masks && each.mask) drawMask(context, picture, each, colour, style, unit * thin, look, lit);
     if (each.box && !(look.masks && each.mask && !lit))
-      stroke(context, boxPath(each.box), colour, style, unit * (lit ? 1.6 : 1));
+      stroke(context, boxPath(each.box), colour, style, unit * (lit ? 1.6 : thin));
     if (each.keypoints && look.keypoints) drawKeypoints(context, shown.skeleton, each.keypoints, colour, unit);
     if (each.change && !each.predicted && each.box) drawChange(context, each, unit);
   }
@@ -240,10 +246,12 @@ function drawLabels(context, shown, things, look, unit) {
   const taken = [];
   context.font = `${11 * unit}px system-ui, sans-serif`;
   context.textBaseline = "middle";
-  for (const each of [...things].reverse().slice(0, 150)) {
+  let most = look.crowded ? 6 : 150;
+  for (const each of [...things].reverse()) {
     const place = placeOf(each);
     // What is found is named by what finds it.
     const named = look.together && !each.predicted && each.found && !look.lit?.(each);
+    if (look.crowded && each.letter === "t") continue;
     if (!place || named || (look.lit && !look.lit(each)) || look.dimmed?.(each)) continue;
     const text = labelOf(shown, each);
     const width = context.measureText(text).width + 6 * unit;
@@ -251,6 +259,7 @@ function drawLabels(context, shown, things, look, unit) {
     const x = Math.max(look.left, Math.min(place[0], look.right - width));
     if (taken.some(([a, b, c]) => x < b && x + width > a && Math.abs(c - y) < height)) continue;
     taken.push([x, x + width, y]);
+    if (--most < 0) return;
     context.globalAlpha = 0.85;
     context.fillStyle = "#111";
     context.fillRect(x, y, width, height);

@@ -149,6 +149,7 @@ class Grid {
       unit,
       longest,
       together: true,
+      crowded: things.length > 30,
       lit: null,
       left: -x / scale,
       right: picture.width + x / scale,

@@ -13,7 +13,7 @@
  *   keypoint_names: string[], skeleton: number[][], notes: string[], version: number}} Shown
  */
 
-/** Kinds in the order in which they matter to somebody who looks for errors; letters as in the document, and two more. */
+// Kinds in the order in which they matter to somebody who looks for errors; letters as in the document, and two more.
 const KINDS = [
   { letter: "m", name: "missed", error: true, about: "a true object that no prediction matches" },
   { letter: "c", name: "wrong class", error: true, about: "an object of another class is there" },
@@ -456,7 +456,7 @@ function comparison(shown, sort, counts, change) {
   }[sort];
 }
 
-/** The evaluation before this one of its run and split, and the best of its split; -1 for none, or if it is this one. */
+/** The evaluation before this one of its run and split, and the best of its split; -1 for none, or this one. */
 function suggestions(shown, index) {
   const now = shown.evaluations[index];
   const [first] = Object.keys(now.metrics);

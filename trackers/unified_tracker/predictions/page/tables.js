@@ -1,7 +1,8 @@
 // Tables: classes, confusion, metrics.
 
 const MOST_ROWS = 300;
-const MOST_CONFUSED = 30;
+const MOST_CONFUSED = 24;
+const LARGEST = 12;
 
 const COLUMNS = [
   ["class", "", (row) => row.name],
@@ -191,7 +192,29 @@ class Tables {
       element("thead", {}, element("tr", {}, corner, heads)),
       element("tbody", {}, rows),
     );
-    this.confusion.replaceChildren(element("p", { className: "quiet" }, about + rest), table);
+    const largest = shown.classes.length > 8 ? this.largest(cells, size, most, name) : null;
+    this.confusion.replaceChildren(
+      ...[element("p", { className: "quiet" }, about + rest), largest, table].filter(Boolean),
+    );
+  }
+
+  /** The pairs of classes that are confused most often: what is looked for in a large matrix. */
+  largest(cells, size, most, name) {
+    const pairs = [...cells]
+      .map(([key, count]) => ({ row: Math.floor(key / size), column: key % size, count }))
+      .filter(({ row, column }) => row !== column && row < size - 1 && column < size - 1)
+      .sort((a, b) => b.count - a.count)
+      .slice(0, LARGEST);
+    if (!pairs.length) return null;
+    const rows = pairs.map(({ row, column, count }) =>
+      element(
+        "tr",
+        {},
+        element("th", { scope: "row" }, `${name(row)} → ${name(column)}`),
+        this.cell(row, column, size, count, most, name),
+      ),
+    );
+    return element("table", { className: "confusion largest" }, element("tbody", {}, rows));
   }
 
   cell(row, column, size, count, most, name) {
@@ -228,8 +251,8 @@ class Tables {
       const cells = values.map((value) =>
         element(
           "td",
-          { className: columns.length > 1 && value === best ? "best" : "" },
-          value === undefined ? "" : String(Number(value.toPrecision(4))),
+          { className: columns.length > 1 && value === best && !/loss|time|error/i.test(name) ? "best" : "" },
+          value === undefined ? "" : Math.abs(value) <= 1 ? value.toFixed(4) : String(Number(value.toPrecision(5))),
         ),
       );
       return element("tr", {}, element("th", { scope: "row" }, name), cells);
