@@ -45,14 +45,17 @@ class Prepared:
 
 def prepare(sequence: int, report: PredictionReport, sample: Sample, store: Store) -> Prepared:
     """The version of `run-<run id>-predictions` for one evaluation; the same whenever it is made."""
-    tables = {EVALUATION: Table({}), **_class_tables(report)}
-    files = dict(report.files)
+    table, masks = _evaluation_table(report, sample, store)
+    tables = {EVALUATION: table, **_class_tables(report)}
+    files = {**report.files, **masks}
     references: dict[str, Reference] = {}
-    tables[EVALUATION], masks = _evaluation_table(report, sample, store)
-    for cell in sample.cells:
-        references |= sample.files_of(cell)
-    files |= {path: file for path, file in masks.items() if path not in references}
-    files |= {name + SUFFIX: store.put(table.encode(), SUFFIX).file for name, table in tables.items()}
+    for path in sample.named():
+        files.pop(path, None)
+        if sample.files:
+            files[path] = sample.files[path]
+        else:
+            references[path] = sample.version.reference(path)
+    files |= {name + SUFFIX: store.put(each.encode(), SUFFIX).file for name, each in tables.items()}
     record = report.artifact
     aliases = (*record.aliases, *_step_alias(record))
     draft = Draft(
