@@ -190,9 +190,9 @@ class UnifiedTrackerHook(HookBase):
             with UnifiedTrackerHook(cfg).evaluation(model) as evaluation:
                 evaluation.results = Trainer.test(cfg, model)
 
-        Opens a run, or goes on with the training's, records the results as "test/..." with the predictions on a sample
-        of the test data sets, and finishes the run unless it was open before. Every process enters it; rank 0 records.
-        An exception marks the run FAILED and is raised again. Not while a training goes on.
+        Opens a run or goes on with the training's, records the results as "test/...", and predictions, and finishes the
+        run unless it was open before. Every process enters it, rank 0 records. An exception marks the run FAILED and is
+        raised again. Not while a training goes on.
 
         Args:
             model: What is evaluated.
@@ -201,15 +201,13 @@ class UnifiedTrackerHook(HookBase):
 
         Yields:
             What takes the results, as `DefaultTrainer.test` and `inference_on_dataset` return them.
-
-        Raises:
-            ConfigurationError: The run cannot be opened.
         """
         opened = comm.is_main_process() and self._open_for_evaluation()
         self._tests += 1
         name = f"test-{self._tests}"
         self._listen(model, lambda: name)
-        evaluated = EvaluationResults(self._evaluated_step() if step is None else int(step))
+        known = _facts.step_of_weights(self._cfg) if self._trained is None else self._trained
+        evaluated = EvaluationResults(known if step is None else int(step))
         try:
             yield evaluated
         except BaseException as error:
@@ -237,9 +235,6 @@ class UnifiedTrackerHook(HookBase):
             self._session = TrainingSession(run, **self._session_arguments)
             self._configure(self._any_config(), _facts.effective_evaluation(self._cfg))
         return True
-
-    def _evaluated_step(self) -> int:
-        return _facts.step_of_weights(self._cfg) if self._trained is None else self._trained
 
     @guarded
     def _record_test(self, evaluated: EvaluationResults, name: str) -> None:
@@ -314,9 +309,8 @@ class UnifiedTrackerHook(HookBase):
         return next((config for config in configs if config is not None), None)
 
     def _trainer_config(self) -> Any:
-        with contextlib.suppress(ReferenceError):  # hooks do not keep their trainer alive
-            return getattr(self.trainer, "cfg", None)
-        return None
+        # Hooks do not keep their trainer alive.
+        return None if self._trained is not None else getattr(self.trainer, "cfg", None)
 
     def _configure(self, config: Any, effective: Mapping[str, Any]) -> None:
         source = self._cfg if self._cfg is not None else config

@@ -187,22 +187,14 @@ class UnifiedTrackerHook(Hook):
 
     @guarded
     def before_val(self, runner: Runner) -> None:
-        """Open a run if `runner.val()` is called without training."""
+        """Open a run if `runner.val()` is called without training; prepare for its predictions, on every rank."""
         self._open_for_evaluation(runner)
+        self._watch_begins(runner, "val")
 
     @guarded
     def before_test(self, runner: Runner) -> None:
         """Open a run if `runner.test()` is called without training; after it, the training's run goes on."""
         self._open_for_evaluation(runner)
-
-    @guarded
-    def before_val_epoch(self, runner: Runner) -> None:
-        """Prepare for the predictions of a validation, on every rank."""
-        self._watch_begins(runner, "val")
-
-    @guarded
-    def before_test_epoch(self, runner: Runner) -> None:
-        """Prepare for the predictions of a test, on every rank."""
         self._watch_begins(runner, "test")
 
     @guarded
@@ -299,6 +291,7 @@ class UnifiedTrackerHook(Hook):
             session.run, self._session = self.run, session  # the evaluations of the training belong to the same run
             session.run.unfinished_status = "FAILED"
 
+    @guarded
     def _watch_begins(self, runner: Runner, split: str) -> None:
         if self._watch is not None:
             self._watch.begin(runner, split)

@@ -207,6 +207,16 @@ def test_instances_of_a_data_sample() -> None:
     assert detections_from_sample(pickle.loads(pickle.dumps(sample))).keys() == {"instances"}
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision(dtype: torch.dtype) -> None:
+    predicted = InstanceData(bboxes=torch.ones(1, 4, dtype=dtype), scores=torch.full((1,), 0.5, dtype=dtype))
+    predicted.labels = torch.zeros(1, dtype=torch.long)
+    found = detections_from_sample(DetDataSample(pred_instances=predicted))["instances"]
+    packed = pack(found, 10, 20, 3, predicted=True)
+    assert packed.scores is not None
+    assert packed.scores.values().tolist() == [0.5]
+
+
 def test_run_lengths_instead_of_bitmaps_and_no_instance_at_all() -> None:
     encoded = coco.encode(np.asfortranarray(np.eye(10, 20, dtype=np.uint8)))
     one = InstanceData(bboxes=torch.ones(1, 4), scores=torch.ones(1), labels=torch.zeros(1, dtype=int), masks=[encoded])

@@ -80,9 +80,9 @@ def test_boxes_scores_and_masks_are_those_of_mmdetections_own_results(masks: Tra
 
 def test_evaluations_have_metrics_and_aliases(masks: Training) -> None:
     evaluations = recorded(masks.output)
-    assert [each.record.aliases[0] for each in evaluations] == ["epoch_1", "epoch_2", "epoch_2"]
+    assert [each.record.aliases[0] for each in evaluations] == ["epoch_1", "epoch_2", "test_epoch_2"]
     assert "best" in evaluations[0].record.aliases
-    assert evaluations[2].record.aliases == ("epoch_2",)
+    assert evaluations[2].record.aliases == ("test_epoch_2",)
     run = MlflowRun(masks.uri, masks.said["run_id"])
     for each in evaluations:
         name = f"{each.sheet.split}/segm/mAP"
@@ -151,6 +151,6 @@ def test_test_without_training_has_predictions(shapes: Path, tmp_path: Path) -> 
     done = train(shapes, tmp_path, steps=["test"], results=["test"])
     assert done.code == 0, done.text
     (evaluation,) = recorded(tmp_path)
-    assert (evaluation.sheet.split, evaluation.record.step, evaluation.record.aliases) == ("test", 0, ("iter_0",))
+    assert (evaluation.sheet.split, evaluation.record.step, evaluation.record.aliases) == ("test", 0, ("test_iter_0",))
     assert close(evaluation.results(), own_results(tmp_path, "test", "bbox"))
     assert evaluation.objects[1].masks is None
