@@ -216,14 +216,14 @@ class UnifiedTrackerHook(Hook):
     @guarded
     def after_val_epoch(self, runner: Runner, metrics: Mapping[str, Any] | None = None) -> None:
         """Record an evaluation."""
-        own = _metrics.scalars(metrics or {})
-        if self._session is None or not own:
+        if self._session is None:
             return
-        step, epoch = self._position(runner)
-        times = self._scalars.evaluation_times if self._training else {}
+        own = _metrics.scalars(metrics or {})
         canonical = _metrics.canonical_evaluation(own)
-        self._session.evaluation_ended(
-            Evaluation(
+        step, epoch = self._position(runner)
+        if own:
+            times = self._scalars.evaluation_times if self._training else {}
+            evaluation = Evaluation(
                 step,
                 epoch,
                 {**own, **times},
@@ -231,18 +231,19 @@ class UnifiedTrackerHook(Hook):
                 _metrics.headline(own),
                 _metrics.per_class(own, _facts.class_names(runner.val_dataloader)),
             )
-        )
+            self._session.evaluation_ended(evaluation)
         self._predictions_ready("val", step, epoch, canonical)
 
     @guarded
     def after_test_epoch(self, runner: Runner, metrics: Mapping[str, Any] | None = None) -> None:
         """Record a test; it says nothing about which checkpoint is the best."""
-        own = _metrics.scalars(metrics or {})
-        if self._session is None or not own:
+        if self._session is None:
             return
-        step, epoch = self._position(runner)
+        own = _metrics.scalars(metrics or {})
         canonical = _metrics.canonical_evaluation(own, "test")
-        self._session.step_ended(step, epoch, {f"test/{name}": value for name, value in own.items()}, canonical)
+        step, epoch = self._position(runner)
+        if own:
+            self._session.step_ended(step, epoch, {f"test/{name}": value for name, value in own.items()}, canonical)
         for task, rows in _metrics.per_class(own, _facts.class_names(runner.test_dataloader)).items():
             self._session.run.log_table(f"test/{task}/per_class", ["category", "AP"], rows, step)
         self._predictions_ready("test", step, epoch, canonical)

@@ -62,7 +62,7 @@ def masks(five: Path, tmp_path_factory: pytest.TempPathFactory) -> Training:
     """Stock Mask R-CNN, boxes and masks, training and then a test."""
     output = tmp_path_factory.mktemp("masks")
     steps = ["train", "test"]
-    done = train(five, output, config=MASK_RCNN, epochs=2, steps=steps, results=["val", "test"])
+    done = train(five, output, config=MASK_RCNN, epochs=2, steps=steps, results=["val", "test"], timeout_s=280)
     assert done.code == 0, done.text
     return done
 
@@ -118,7 +118,7 @@ def test_sample_is_the_data_set_as_it_stands_in_its_file(five: Path, masks: Trai
 def test_two_processes_have_no_image_twice_and_none_left_behind(five: Path, tmp_path: Path) -> None:
     """The sampler pads five images to six."""
     launcher = ["-m", "torch.distributed.run", "--nproc_per_node=2", "--master_port=0", "--standalone"]
-    done = train(five, tmp_path, launcher=launcher, config=FASTER_RCNN, epochs=1, results=["val"])
+    done = train(five, tmp_path, launcher=launcher, config=FASTER_RCNN, epochs=1, results=["val"], timeout_s=280)
     assert done.code == 0, done.text
     (evaluation,) = recorded(tmp_path)
     assert sorted(evaluation.objects) == [1, 2, 3, 4, 5]

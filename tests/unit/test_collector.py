@@ -23,6 +23,7 @@ class Source:
         self.name, self.classes = "data", classes
         self.category_ids, self.keypoint_names, self.skeleton = None, (), ()
         self._ids, self.kept, self.read = ids, None, []
+        self.truth = Detections([0], [[1, 2, 3, 4]])
 
     def ids(self) -> Collection[ImageId] | None:
         return self._ids
@@ -34,7 +35,7 @@ class Source:
         self.read.append(image_id)
         if image_id == "broken":
             raise OSError("no such annotation")
-        return SampleImage(image_id, 10, 20, path=f"{image_id}.jpg", truth={"instances": Detections([], [])})
+        return SampleImage(image_id, 10, 20, path=f"{image_id}.jpg", truth={"instances": self.truth})
 
 
 def found(score: float = 0.5, label: int = 0) -> Detections:
@@ -121,6 +122,26 @@ def test_image_whose_annotations_cannot_be_read_is_left_out(tmp_path: Path, caps
     assert evaluation is not None
     assert [image.id for image in evaluation.sample.images] == ["fine"]
     assert "ground truth of image 'broken' left out" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("labels", [[], [1]])
+def test_data_set_without_any_annotation_says_nothing_about_what_is_true(tmp_path: Path, labels: list[int]) -> None:
+    """As a test set whose annotations are not public: else every prediction would be a false one."""
+    source = Source([1, 2])
+    source.truth = Detections(labels, [[1, 2, 3, 4]] * len(labels))
+    collector = SampleCollector(source, 5, Ranks(tmp_path))
+    collector.begin("a")
+    collector.add(1, found, 10, 20)
+    evaluation = collector.collect("test", {})
+    assert evaluation is not None
+    assert [image.truth is None for image in evaluation.sample.images] == [not labels] * 2
+
+
+def test_model_of_something_else_is_not_recorded(tmp_path: Path) -> None:
+    collector = SampleCollector(Source([1]), 5, Ranks(tmp_path))
+    collector.begin("a")
+    collector.add(1, dict, 10, 20)
+    assert collector.collect("val", {}) is None
 
 
 def test_size_that_the_model_sees_goes_before_that_of_the_data_set(tmp_path: Path) -> None:

@@ -137,6 +137,7 @@ class Document(msgspec.Struct, omit_defaults=True):
         keypoint_names, skeleton: As in `ValidationSample`.
         evaluations: At least one, oldest first. With several, what got fixed and what broke between two is shown.
         notes: Sentences for the user, such as why older evaluations are left out.
+        comparing: The page opens with the last evaluation compared with the one before it.
         sample: Digest of the sample: with the same one, images and pictures are the same.
     """
 
@@ -149,5 +150,6 @@ class Document(msgspec.Struct, omit_defaults=True):
     keypoint_names: list[str] = []
     skeleton: list[tuple[int, int]] = []
     notes: list[str] = []
+    comparing: bool = False
     sample: str = ""
     version: int = VERSION

@@ -17,22 +17,8 @@ from unified_tracker.predictions._page import size_without_pictures
 from unified_tracker.predictions._sample import ImageId
 
 PAGE_BYTES: Final = 45 * 2**20  # MLflow shows files of up to 50 MiB
-SIDES: Final = (
-    800,
-    704,
-    608,
-    528,
-    456,
-    400,
-    352,
-    304,
-    264,
-    232,
-    200,
-    168,
-    128,
-    96,
-)  # longest side of a picture in pixels, best first
+# Longest side of a picture in pixels, best first.
+SIDES: Final = (800, 704, 608, 528, 456, 400, 352, 304, 264, 232, 200, 168, 128, 96)
 QUALITY: Final = 80  # of WebP; a photograph of 640 x 480 takes 12 KiB, half of a JPEG
 _EFFORT: Final = 2  # WebP's method: 4 takes 2.5 times as long and saves 6 %
 _TRIED: Final = 12  # images by which a size is chosen
@@ -88,7 +74,6 @@ def picture(source: Source, width: int, height: int, side: int = SIDES[0], quali
                 image = _drafted(file, side)
                 image.load()  # before the file is closed
             image = _as_rgb(image)
-            image.load()  # while the file is open
     else:
         image = Image.fromarray(_as_bytes(np.asarray(source)))
     image.thumbnail((side, side), Image.Resampling.BOX if max(image.size) > 4 * side else Image.Resampling.LANCZOS)

@@ -68,7 +68,12 @@ def side_by_side(first: Document, a: ShownEvaluation, second: Document, b: Shown
     if older.run != newer.run:
         older.label, newer.label = f"{older.run}, {older.label}", f"{newer.run}, {newer.label}"
     return msgspec.structs.replace(
-        second, title=f"{older.label} and {newer.label}", images=images, evaluations=[older, newer], notes=notes
+        second,
+        title=f"{older.label} and {newer.label}",
+        images=images,
+        evaluations=[older, newer],
+        notes=notes,
+        comparing=True,
     )
 
 

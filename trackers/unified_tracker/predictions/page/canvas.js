@@ -24,15 +24,17 @@ function classColour(label) {
  * @typedef {{index: number, predicted: boolean, letter: string, found: boolean, label: number, score: number|null,
  *   overlap: number|null, box: number[]|null, mask: string, keypoints: number[]|null, other: number, crowd: boolean,
  *   change: string, later: number|null}} Thing
- *   `other`: index of the object of the other side that it was compared with, or -1. `change`: "found" or "lost" since
- *   the evaluation that is compared with. `later`: score below the threshold at which a missed object would be found.
+ *   `other`: index of the object of the other side that it was compared with, or -1. `change`: "found", "lost"
+ *   or "new" (an error) since the evaluation that is compared with. `later`: score below the threshold at which a missed object would be found.
  */
 
 /**
  * Objects of an image at the present settings: true ones, then predictions, least sure first, so that the surest is on top.
+ * @param {Evaluation|null} before The evaluation that is compared with.
+ * @param {boolean} compared Also find what each wrong prediction was compared with, and which errors are new; costly.
  * @returns {{truths: Thing[], predictions: Thing[]}}
  */
-function thingsOf(shown, evaluation, settings, index, before = null) {
+function thingsOf(shown, evaluation, settings, index, before = null, compared = false) {
   const picture = shown.images[index];
   const truth = picture.truth?.[settings.task] ?? null;
   const predicted = evaluation.images[index]?.[settings.task] ?? null;
@@ -62,15 +64,14 @@ function thingsOf(shown, evaluation, settings, index, before = null) {
     });
   }
   const predictions = [];
+  const judgedOnce = compared && before?.images[index]?.[settings.task] && truth && predicted;
+  const fresh = judgedOnce ? changedErrors(shown, evaluation, before, settings, index).fresh : null;
   for (let i = (predicted?.l.length ?? 0) - 1; i >= 0; i--) {
     if (scoreOf(predicted, i) < settings.threshold || (chosen && !chosen.has(predicted.l[i]))) continue;
     const kind = KINDS[truth ? kindOf(predicted, i, settings.iou) : UNJUDGED];
-    const other = truth
-      ? kind.letter === "t"
-        ? predicted.g[settings.iou][i]
-        : counterpart(truth, predicted, i, settings.iou)
-      : -1;
-    predictions.push({ ...thing(predicted, i, scored), predicted: true, letter: kind.letter, other });
+    const other = truth && compared ? counterpart(picture, truth, predicted, i, settings.iou) : -1;
+    const change = fresh?.has(i) ? "new" : "";
+    predictions.push({ ...thing(predicted, i, scored), predicted: true, letter: kind.letter, other, change });
   }
   return { truths, predictions };
 }
@@ -131,7 +132,7 @@ const OUTLINES = new Outlines(6000);
  * Draw objects in the pixels of the original image; the canvas is already moved and scaled.
  * @param {CanvasRenderingContext2D} context
  * @param {{scale: number, unit: number, longest: number, masks: boolean, labels: boolean, keypoints: boolean,
- *   byClass: boolean, together: boolean, lit: Thing|null, left: number, right: number, top: number,
+ *   byClass: boolean, together: boolean, lit: ((each: Thing) => boolean)|null, left: number, right: number, top: number,
  *   dimmed: ((each: Thing) => boolean)|undefined}} look
  *   `scale`, `unit`: pixels of the canvas an original pixel, a CSS pixel. `longest`: in which masks are traced.
  *   `together`: truth and predictions are in one picture. `left`, `right`, `top`: of what is in sight.
@@ -143,13 +144,13 @@ function drawThings(context, shown, picture, things, look) {
   for (const each of things) {
     const style = styleOf(each, look);
     const colour = look.byClass ? classColour(each.label) : style.colour;
-    context.globalAlpha = look.dimmed?.(each) ? 0.12 : look.lit && look.lit !== each ? 0.25 : 1;
-    const lit = look.lit === each;
+    context.globalAlpha = look.dimmed?.(each) ? 0.12 : look.lit && !look.lit(each) ? 0.25 : 1;
+    const lit = look.lit?.(each) ?? false;
     if (look.masks && each.mask) drawMask(context, picture, each, colour, style, unit, look, lit);
     if (each.box && !(look.masks && each.mask && !lit))
       stroke(context, boxPath(each.box), colour, style, unit * (lit ? 1.6 : 1));
     if (each.keypoints && look.keypoints) drawKeypoints(context, shown.skeleton, each.keypoints, colour, unit);
-    if (each.change && each.box) drawChange(context, each, unit);
+    if (each.change && !each.predicted && each.box) drawChange(context, each, unit);
   }
   if (look.labels) drawLabels(context, shown, things, look, unit);
   context.restore();
@@ -242,8 +243,8 @@ function drawLabels(context, shown, things, look, unit) {
   for (const each of [...things].reverse().slice(0, 150)) {
     const place = placeOf(each);
     // What is found is named by what finds it.
-    const named = look.together && !each.predicted && each.found && each !== look.lit;
-    if (!place || named || (look.lit && each !== look.lit) || look.dimmed?.(each)) continue;
+    const named = look.together && !each.predicted && each.found && !look.lit?.(each);
+    if (!place || named || (look.lit && !look.lit(each)) || look.dimmed?.(each)) continue;
     const text = labelOf(shown, each);
     const width = context.measureText(text).width + 6 * unit;
     const y = place[1] - height >= look.top ? place[1] - height : place[1];

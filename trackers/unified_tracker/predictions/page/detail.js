@@ -88,7 +88,7 @@ class Detail {
     const { page } = this;
     this.index = page.order[this.position] ?? this.index;
     const picture = page.shown.images[this.index];
-    const things = thingsOf(page.shown, page.now, page.settings, this.index, page.before);
+    const things = thingsOf(page.shown, page.now, page.settings, this.index, page.before, true);
     addOutlineBoxes(picture, [...things.truths, ...things.predictions], TRACED);
     const was = this.lit;
     const same = (each) => was && each.predicted === was.predicted && each.index === was.index;
@@ -181,7 +181,7 @@ class Detail {
     const { page } = this;
     const picture = page.shown.images[this.index];
     const unit = devicePixelRatio || 1;
-    this.stack(picture);
+    this.arrange(picture);
     for (const canvas of this.canvases) {
       const { clientWidth, clientHeight } = canvas.parentElement;
       if (!clientWidth || !clientHeight) continue;
@@ -199,20 +199,30 @@ class Detail {
       } else this.drawWhy(context, picture, unit / scale);
       drawThings(context, page.shown, picture, this.thingsIn(canvas), {
         ...page.look(),
-        ...{ scale, unit, longest: TRACED, lit: this.lit, together: canvas.what.truth && canvas.what.predictions },
+        ...{
+          scale,
+          unit,
+          longest: TRACED,
+          lit: canvas.what.before ? null : this.related(),
+          together: canvas.what.truth && canvas.what.predictions,
+        },
         ...{ left: -x / scale, right: (canvas.width - x) / scale, top: -y / scale },
         dimmed: page.settings.kinds.size ? (each) => !page.settings.kinds.has(each.letter) : undefined,
       });
     }
   }
 
-  /** Panes beside each other or one below the other, whichever shows the picture larger. */
-  stack(picture) {
+  /** In as many columns as show the picture largest. */
+  arrange(picture) {
     const { clientWidth, clientHeight } = this.panes;
     const count = this.canvases.length;
-    const size = (columns, rows) =>
-      Math.min(clientWidth / columns / picture.width, (clientHeight / rows - 24) / picture.height);
-    this.panes.classList.toggle("stacked", size(1, count) > size(count, 1));
+    const size = (columns) => {
+      const height = clientHeight / Math.ceil(count / columns) - 24; // of the caption
+      return Math.min(clientWidth / columns / picture.width, height / picture.height);
+    };
+    let best = count;
+    for (let columns = count - 1; columns > 0; columns--) if (size(columns) > size(best)) best = columns;
+    this.panes.style.gridTemplateColumns = `repeat(${best}, minmax(0, 1fr))`;
   }
 
   drawWhy(context, picture, unit) {
@@ -329,6 +339,14 @@ class Detail {
     return best;
   }
 
+  /** Says which objects are lit: one, and what it was compared with on the other side. */
+  related() {
+    const { lit } = this;
+    if (!lit) return null;
+    const points = (from, to) => from.predicted && from.other === to.index;
+    return (each) => each === lit || (each.predicted !== lit.predicted && (points(each, lit) || points(lit, each)));
+  }
+
   light(each, scroll = false) {
     if (this.lit === each) return;
     this.lit = each;
@@ -366,12 +384,14 @@ class Detail {
       this.counts.textContent = `F1 ${number(counts.f1[this.index])} · ${plural(of("t"), "true positive")} · ${plural(wrong, "false positive")} · ${of("m")} missed`;
     if (!change?.both[this.index]) return;
     const by = change.errors[this.index];
+    const { fresh, gone } = changedErrors(this.page.shown, this.page.now, this.page.before, settings, this.index);
     const text = by ? `${Math.abs(by)} ${by < 0 ? "fewer" : "more"} errors` : "as many errors";
     this.counts.append(
       element(
         "span",
         { className: `change ${by < 0 ? "fixed" : by > 0 ? "broken" : ""}` },
-        `${text} than ${this.page.before.label}: ${change.found[this.index]} found, ${change.lost[this.index]} lost`,
+        `${text} than ${this.page.before.label}: ${change.found[this.index]} found, ${change.lost[this.index]} lost, ` +
+          `${plural(gone, "error")} gone, ${fresh.size} new`,
       ),
     );
   }
@@ -405,7 +425,7 @@ class Detail {
       each.predicted && each.letter === "t"
         ? this.things.truths.find((other) => other.index === each.other)?.change
         : each.change;
-    if (change) notes.push(change === "found" ? "newly found" : "lost");
+    if (change) notes.push(change === "found" ? "newly found" : change);
     if (each.crowd && !each.predicted) notes.push("crowd region");
     const row = element(
       "button",

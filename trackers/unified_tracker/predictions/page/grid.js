@@ -35,8 +35,10 @@ class Grid {
   measure() {
     const width = this.box.clientWidth - 2 * GAP;
     const wanted = CARD_WIDTHS[this.page.settings.size];
-    this.columns = Math.max(1, Math.floor((width + GAP) / (wanted + GAP)));
-    this.width = Math.floor((width - GAP * (this.columns - 1)) / this.columns);
+    // A sample of a few images fills the width.
+    const most = Math.max(1, Math.min(Math.floor((width + GAP) / (wanted + GAP)), this.page.shown.images.length));
+    this.columns = most;
+    this.width = Math.min(Math.floor((width - GAP * (most - 1)) / most), 2 * wanted, Math.max(wanted, width));
     this.pictureHeight = Math.round(this.width * 0.75);
     this.height = this.pictureHeight + CAPTION_HEIGHT;
   }

@@ -23,6 +23,35 @@ function runsOf(text) {
   return runs;
 }
 
+/** Runs of the masks that were compared last: the same ones are compared again and again. */
+const RUNS = new Map();
+
+function keptRuns(text) {
+  let runs = RUNS.get(text);
+  if (!runs) {
+    if (RUNS.size > 20000) RUNS.clear();
+    runs = runsOf(text);
+    RUNS.set(text, runs);
+  }
+  return runs;
+}
+
+/** Intersection over union of two masks of the same size. */
+function maskOverlap(text, other, pixels) {
+  const [a, b] = [keptRuns(text), keptRuns(other)];
+  let [i, j, endA, endB, position, both, either] = [0, 0, a[0] ?? pixels, b[0] ?? pixels, 0, 0, 0];
+  while (position < pixels && (i < a.length || j < b.length)) {
+    const end = Math.min(endA, endB, pixels);
+    const [inA, inB] = [i < a.length && i % 2 === 1, j < b.length && j % 2 === 1];
+    if (inA && inB) both += end - position;
+    if (inA || inB) either += end - position;
+    position = end;
+    while (i < a.length && endA <= position) endA = ++i < a.length ? endA + a[i] : pixels;
+    while (j < b.length && endB <= position) endB = ++j < b.length ? endB + b[j] : pixels;
+  }
+  return either ? both / either : 0;
+}
+
 /**
  * A mask in fewer pixels: every pixel of the result is the one of the mask in its middle.
  * @returns {{bits: Uint8Array, width: number, height: number, left: number, top: number}|null} The part in which there is

@@ -238,21 +238,30 @@ function sameIou(now, other, iou) {
 }
 
 /**
- * The true object that a wrong prediction was compared with, or -1: what the document says, or by boxes.
- * @param {Objects} truth @param {Objects} predicted
+ * The true object that a prediction of some kind was compared with, or -1: its match, else what it overlaps most among
+ * those that its kind is about.
+ * @param {Picture} picture @param {Objects} truth @param {Objects} predicted
  */
-function counterpart(truth, predicted, index, iou) {
+function counterpart(picture, truth, predicted, index, iou) {
   const said = predicted.g[iou]?.[index] ?? -1;
-  if (said >= 0) return said;
-  const letter = predicted.e[iou]?.[index];
-  if (!"cld".includes(letter ?? "-") || !predicted.b.length || !truth.b.length) return -1;
+  const letter = predicted.e[iou]?.[index] ?? "";
+  if (said >= 0 || !["c", "l", "d"].includes(letter)) return said;
   let [best, most] = [-1, 0];
   for (let i = 0; i < truth.l.length; i++) {
-    if ((truth.l[i] === predicted.l[index]) === (letter === "c")) continue;
-    const overlap = boxOverlap(predicted.b, index, truth.b, i);
+    if ((truth.l[i] === predicted.l[index]) === (letter === "c") || truth.c.includes(i)) continue;
+    const overlap = overlapOf(picture, predicted, index, truth, i);
     if (overlap > most) [best, most] = [i, overlap];
   }
   return best;
+}
+
+/** Intersection over union of two objects: of their masks where both have one, else of their boxes. */
+function overlapOf(picture, objects, i, others, j) {
+  const boxes = objects.b.length && others.b.length;
+  const byBoxes = boxes ? boxOverlap(objects.b, i, others.b, j) : 0;
+  if (!objects.m.length || !others.m.length) return byBoxes;
+  // Masks whose boxes are apart are apart; that saves most of the work.
+  return boxes && !byBoxes ? 0 : maskOverlap(objects.m[i], others.m[j], picture.width * picture.height);
 }
 
 function boxOverlap(boxes, i, others, j) {
@@ -265,8 +274,42 @@ function boxOverlap(boxes, i, others, j) {
 }
 
 /**
+ * Greedy matching as COCO does it: each of `chosen`, in their order, takes what overlaps most of what is left.
+ * @returns {Map<number, number>} Index in `objects` to index in `others`.
+ */
+function matchGreedily(picture, objects, chosen, others, left, iou, allowed = () => true) {
+  const taken = new Set();
+  const pairs = new Map();
+  for (const index of chosen) {
+    let [best, most] = [-1, Math.min(iou, 1 - 1e-10)];
+    for (const other of left) {
+      if (taken.has(other) || !allowed(index, other)) continue;
+      const overlap = overlapOf(picture, objects, index, others, other);
+      if (overlap >= most) [best, most] = [other, overlap];
+    }
+    if (best < 0) continue;
+    taken.add(best);
+    pairs.set(index, best);
+  }
+  return pairs;
+}
+
+/** Indices of the predictions that count as wrong, best score first. */
+function wrongOnes(predicted, settings, iou = settings.iou) {
+  const wrong = [];
+  for (let i = 0; i < predicted.l.length; i++)
+    if (scoreOf(predicted, i) >= settings.threshold && KINDS[kindOf(predicted, i, iou)].error) wrong.push(i);
+  return wrong;
+}
+
+function ofClasses(predicted, settings) {
+  return (i) => !settings.classes.size || settings.classes.has(predicted.l[i]);
+}
+
+/**
  * Calls back for every cell of the confusion matrix that an image adds to; the number of classes stands for background.
- * A true object is in one cell: found, taken for another class (by the best such prediction), or missed.
+ * What is found stays found. Of the rest each wrong prediction takes the object that it overlaps most, of whatever
+ * class, if it overlaps enough; what is left is missed, or nothing but background.
  */
 function eachConfusion(shown, evaluation, settings, index, callback) {
   const predicted = evaluation.images[index]?.[settings.task];
@@ -274,20 +317,31 @@ function eachConfusion(shown, evaluation, settings, index, callback) {
   if (!predicted || !truth) return;
   const background = shown.classes.length;
   const found = fillFound(truth, predicted, settings.iou, settings.threshold, []);
-  const taken = new Set();
-  for (let i = 0; i < predicted.l.length; i++) {
-    if (scoreOf(predicted, i) < settings.threshold) continue;
-    const letter = KINDS[kindOf(predicted, i, settings.iou)].letter;
-    if (letter === "i" || letter === "u") continue;
-    if (letter === "t") callback(predicted.l[i], predicted.l[i]);
-    else {
-      const other = letter === "c" ? counterpart(truth, predicted, i, settings.iou) : -1;
-      const first = other >= 0 && found[other] === -1 && !taken.has(other);
-      if (first) taken.add(other);
-      callback(first ? truth.l[other] : background, predicted.l[i]);
-    }
+  const left = [];
+  for (let i = 0; i < found.length; i++) {
+    if (found[i] >= 0) callback(truth.l[i], predicted.l[found[i]]);
+    else if (found[i] === -1) left.push(i);
   }
-  for (let i = 0; i < found.length; i++) if (found[i] === -1 && !taken.has(i)) callback(truth.l[i], background);
+  const wrong = wrongOnes(predicted, settings);
+  const pairs = matchGreedily(shown.images[index], predicted, wrong, truth, left, evaluation.ious[settings.iou]);
+  for (const i of wrong) callback(pairs.has(i) ? truth.l[pairs.get(i)] : background, predicted.l[i]);
+  const taken = new Set(pairs.values());
+  for (const i of left) if (!taken.has(i)) callback(truth.l[i], background);
+}
+
+/**
+ * Which errors of one image are new, and how many of the earlier ones are gone. A false positive is the same in both
+ * evaluations where class and place agree.
+ * @returns {{fresh: Set<number>, gone: number}} `fresh`: indices of the later evaluation's predictions.
+ */
+function changedErrors(shown, now, before, settings, index) {
+  const picture = shown.images[index];
+  const [later, earlier] = [now, before].map((each) => each.images[index]?.[settings.task] ?? NONE);
+  const wrong = wrongOnes(later, settings).filter(ofClasses(later, settings));
+  const was = wrongOnes(earlier, settings, sameIou(now, before, settings.iou)).filter(ofClasses(earlier, settings));
+  const same = (i, j) => later.l[i] === earlier.l[j];
+  const kept = matchGreedily(picture, later, wrong, earlier, was, now.ious[settings.iou], same);
+  return { fresh: new Set(wrong.filter((i) => !kept.has(i))), gone: was.length - kept.size };
 }
 
 /** Confusion matrix as a map from row * (classes + 1) + column to a count. */

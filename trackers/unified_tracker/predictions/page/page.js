@@ -47,6 +47,7 @@ class Page {
       view: "images",
       panes: "beside",
     };
+    if (shown.comparing && last > 0) Object.assign(this.settings, { before: last - 1, sort: "broken" });
     const opened = this.recall();
     this.grid = new Grid(this);
     this.tables = new Tables(this);
@@ -490,7 +491,7 @@ class Page {
     const { settings, shown } = this;
     const find = (name) => (said.has(name) ? shown.evaluations.findIndex((each) => each.id === said.get(name)) : -1);
     if (find("evaluation") >= 0) settings.evaluation = find("evaluation");
-    if (find("before") !== settings.evaluation) settings.before = find("before");
+    if (said.has("evaluation")) settings.before = find("before") === settings.evaluation ? -1 : find("before");
     const allowed = {
       task: this.tasks,
       sort: Object.keys(SORTS),

@@ -143,9 +143,18 @@ class Panel {
         value,
       );
     this.changes.replaceChildren(
-      button("fixed", change.fixed, "fewer errors than before: show only these"),
-      button("broken", change.broken, "more errors than before: show only these"),
-      element("span", { className: "quiet" }, `objects: ${change.allFound} found, ${change.allLost} lost`),
+      ...[
+        button("fixed", change.fixed, "fewer errors than before: show only these"),
+        button("broken", change.broken, "more errors than before: show only these"),
+        element("span", { className: "quiet" }, `objects: ${change.allFound} found, ${change.allLost} lost`),
+        this.page.before.ious.includes(this.page.now.ious[settings.iou])
+          ? null
+          : element(
+              "span",
+              { className: "quiet" },
+              `it has no matches at IoU ${this.page.now.ious[settings.iou]}; shown at ${this.page.before.ious[0]}`,
+            ),
+      ].filter(Boolean),
     );
   }
 

@@ -15,6 +15,13 @@ const COLUMNS = [
   ["missed", "at the score threshold", (row) => row.missed],
   ["recall at precision 0.9", "highest recall at which the precision is at least 0.9, at IoU 0.5", (row) => row.reach],
 ];
+const ALWAYS = new Set(["class", "precision", "recall", "F1", "true positive", "false positive", "missed"]);
+// What a task is judged by beside AP.
+const QUALITY = {
+  instances: ["keypoint AP", "COCO's, by the similarity of keypoints"],
+  panoptic: ["PQ", "panoptic quality"],
+  semantic: ["IoU", "over all pixels of all images"],
+};
 const BEFORE = ["F1 before", "of the evaluation that is compared with", (row) => row.f1Before];
 
 class Tables {
@@ -42,6 +49,7 @@ class Tables {
       ap50: known.get(label)?.[2] ?? NaN,
       ...{ right, wrong, missed, ...rates(right, wrong, missed) },
       reach: known.get(label)?.[8] ?? NaN,
+      quality: known.get(label)?.[9] ?? NaN,
       f1Before: before ? rates(...before).f1 : NaN,
     });
     const part = (from, label) => from && [...from.classes.subarray(PER_CLASS * label, PER_CLASS * label + 3)];
@@ -52,9 +60,11 @@ class Tables {
 
   showClasses() {
     const { settings, page = this.page } = this.page;
-    const columns = page.before ? [...COLUMNS, BEFORE] : COLUMNS;
     const [all, ...rows] = this.rows();
-    const value = columns.find(([name]) => name === this.sort.column)?.[2] ?? COLUMNS[5][2];
+    const columns = [...COLUMNS, [...QUALITY[settings.task], (row) => row.quality], ...(page.before ? [BEFORE] : [])]
+      // What a task does not have stays away.
+      .filter(([name, , value]) => ALWAYS.has(name) || [all, ...rows].some((row) => Number.isFinite(value(row))));
+    const value = columns.find(([name]) => name === this.sort.column)?.[2] ?? ((row) => row.f1);
     const byName = new Intl.Collator(undefined, { numeric: true }).compare;
     const order = (a, b) => {
       const [x, y] = [value(a), value(b)];
