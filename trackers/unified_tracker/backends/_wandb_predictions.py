@@ -51,6 +51,7 @@ class PredictionLog:
         self._sample: Sample | None = None
         self._sample_draft: tuple[str, Draft] | None = None
         self._prepared: Prepared | None = None
+        self._logged: tuple[Prepared, Version] | None = None
 
     def log(self, sequence: int, report: PredictionReport) -> Callable[[str, int], dict[str, Any]]:
         """Store the sample and an evaluation; wait for the server to commit them.
@@ -61,6 +62,12 @@ class PredictionLog:
         Raises:
             TransientError: The server has not taken everything yet; what it has taken is not sent again.
         """
+        if self._logged is None or self._logged[0].sequence != sequence:
+            self._logged = self._log(sequence, report)
+        prepared, version = self._logged
+        return lambda name, step: self._row(name, step, report, prepared, version)
+
+    def _log(self, sequence: int, report: PredictionReport) -> tuple[Prepared, Version]:
         deadline = self._versions.deadline()
         sample = self._logged_sample(sequence, report, deadline)
         if self._prepared is None or self._prepared.sequence != sequence:
@@ -75,7 +82,7 @@ class PredictionLog:
             self._log_old_names(sequence, sample, version, prepared.draft, deadline)
         if not self._offline:
             self._store.release(prepared.draft.files.values())
-        return lambda name, step: self._row(name, step, report, prepared, version)
+        return prepared, version
 
     # ---- the sample --------------------------------------------------------------------------------------------
 
