@@ -125,6 +125,7 @@ class UnifiedTrackerHook(HookBase):
         self._evaluation_period = 0
         self._sizes = TrainingSizes()
         self._tests = 0
+        self._trained: int | None = None
 
     @property
     def run(self) -> Run:
@@ -169,13 +170,14 @@ class UnifiedTrackerHook(HookBase):
     @guarded
     def after_train(self) -> None:
         """Record what the other hooks did at the end, and how the training ended. Runs after a failure as well."""
+        self._trained = self._completed()
         if self._listener is not None:
             self._listener.stop()
         if self._session is None:
             return
         ended_early = self.trainer.iter < self.trainer.max_iter
         error = sys.exc_info()[1] if ended_early else None
-        self._record(self._completed())
+        self._record(self._trained)
         self._session.training_ended(error, _facts.log_files(self._output_dir), keep_open=self._keep_run_open)
 
     # ---- evaluation without training ---------------------------------------------------------------------------
@@ -188,9 +190,9 @@ class UnifiedTrackerHook(HookBase):
             with UnifiedTrackerHook(cfg).evaluation(model) as evaluation:
                 evaluation.results = Trainer.test(cfg, model)
 
-        Opens a run, or goes on with the training's, records the results as "test/..." with the predictions on a sample
-        of the test data sets, and finishes the run unless it was open before. Every process enters it; rank 0 records.
-        An exception marks the run FAILED and is raised again. Not while a training goes on.
+        Opens a run or goes on with the training's, records the results as "test/...", and predictions, and finishes the
+        run unless it was open before. Every process enters it, rank 0 records. An exception marks the run FAILED and is
+        raised again. Not while a training goes on.
 
         Args:
             model: What is evaluated.
@@ -199,15 +201,13 @@ class UnifiedTrackerHook(HookBase):
 
         Yields:
             What takes the results, as `DefaultTrainer.test` and `inference_on_dataset` return them.
-
-        Raises:
-            ConfigurationError: The run cannot be opened.
         """
         opened = comm.is_main_process() and self._open_for_evaluation()
         self._tests += 1
         name = f"test-{self._tests}"
         self._listen(model, lambda: name)
-        evaluated = EvaluationResults(self._evaluated_step() if step is None else int(step))
+        known = _facts.step_of_weights(self._cfg) if self._trained is None else self._trained
+        evaluated = EvaluationResults(known if step is None else int(step))
         try:
             yield evaluated
         except BaseException as error:
@@ -236,26 +236,22 @@ class UnifiedTrackerHook(HookBase):
             self._configure(self._any_config(), _facts.effective_evaluation(self._cfg))
         return True
 
-    def _evaluated_step(self) -> int:
-        return self._completed() if self.trainer is not None else _facts.step_of_weights(self._cfg)
-
     @guarded
     def _record_test(self, evaluated: EvaluationResults, name: str) -> None:
-        own = evaluated.scalars()
-        if self._session is None or not own:
+        if self._session is None:
             return
-        step = evaluated.step
+        step, own = evaluated.step, evaluated.scalars()
         canonical = _metrics.canonical_evaluation(own, "test")
-        named = {f"test/{metric}": value for metric, value in own.items()}
-        evaluation = Evaluation(step, self._sizes.epoch(step), named, canonical, per_class=_metrics.per_class(own))
-        self._session.evaluation_ended(evaluation, split="test")
+        if own:
+            named = {f"test/{metric}": value for metric, value in own.items()}
+            evaluation = Evaluation(step, self._sizes.epoch(step), named, canonical, per_class=_metrics.per_class(own))
+            self._session.evaluation_ended(evaluation, split="test")
         self._predictions_ready(name, "test", step, canonical)
 
     # ---- inside ------------------------------------------------------------------------------------------------
 
     def _begin(self) -> None:
-        settings = self._placed_settings()
-        run_id = self._restored.get("run_id")
+        settings, run_id = self._placed_settings(), self._restored.get("run_id")
         if run_id is None and self.trainer.start_iter > 0:
             run_id = settings.latest_run()  # registered after `resume_or_load`: the checkpoint's state went past us
         run = settings.open(id=run_id, rank=0)
@@ -265,7 +261,8 @@ class UnifiedTrackerHook(HookBase):
 
     def _placed_settings(self) -> RunSettings:
         """The settings with the place of the run directory: the same on every rank."""
-        self._output_dir = self._output_dir or self._checkpoint_folder()
+        if self._output_dir is None and self._trained is None:
+            self._output_dir = self._checkpoint_folder()
         if self._output_dir is None:
             return self._settings
         parent = self._output_dir.absolute() / self._settings.parent.name
@@ -278,7 +275,7 @@ class UnifiedTrackerHook(HookBase):
             return
         if self._watch is None:
             ranks = Ranks(self._placed_settings().parent, comm.get_rank(), comm.get_world_size())
-            names = evaluated_datasets(self._cfg, self._config, getattr(self.trainer, "cfg", None))
+            names = evaluated_datasets(self._cfg, self._config, self._trainer_config())
             self._watch = EvaluationWatch(names, ranks, self._num_eval_images, self._score_thresh)
         self._listener = ModelListener(model, functools.partial(self._hear, self._watch, evaluation))
 
@@ -308,8 +305,12 @@ class UnifiedTrackerHook(HookBase):
 
     def _any_config(self) -> Any:
         """What is recorded as parameters."""
-        configs = (self._config, self._cfg, getattr(self.trainer, "cfg", None))
+        configs = (self._config, self._cfg, self._trainer_config())
         return next((config for config in configs if config is not None), None)
+
+    def _trainer_config(self) -> Any:
+        # Hooks do not keep their trainer alive.
+        return None if self._trained is not None else getattr(self.trainer, "cfg", None)
 
     def _configure(self, config: Any, effective: Mapping[str, Any]) -> None:
         source = self._cfg if self._cfg is not None else config

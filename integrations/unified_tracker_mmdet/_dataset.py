@@ -20,7 +20,8 @@ class EvaluatedDataset:
     """A built data set of MMEngine, wrapped or not. Reads annotations only: no image, no pipeline.
 
     Every image has its `img_id`. Where two different images share one (data sets that were concatenated) or have none
-    (semantic segmentation), the path of the image stands for it.
+    (semantic segmentation), the path of the image stands for it. Of a data set that is no `BaseDataset` nothing is
+    known: the sample is chosen from the images that come.
     """
 
     def __init__(self, dataset: Any) -> None:
@@ -40,9 +41,10 @@ class EvaluatedDataset:
         self.keypoint_names: Sequence[str] = _keypoint_names(meta)
         self.skeleton: Sequence[tuple[int, int]] = [(int(a), int(b)) for a, b in meta.get("skeleton_links") or ()]
         self._reduce_zero_label = bool(getattr(leaf, "reduce_zero_label", False))
-        self._index, self._by_path = self._read_ids()
+        self._by_path = False
+        self._index = self._read_ids() if hasattr(dataset, "get_data_info") else None
 
-    def _read_ids(self) -> tuple[dict[ImageId, int], bool]:
+    def _read_ids(self) -> dict[ImageId, int]:
         by_id: dict[ImageId, int] = {}
         by_path: dict[ImageId, int] = {}
         paths: dict[ImageId, str] = {}
@@ -54,15 +56,17 @@ class EvaluatedDataset:
             by_path.setdefault(path, index)
             if unique:
                 by_id.setdefault(_plain_id(image_id), index)
-        return (by_id, False) if unique else (by_path, True)
+        self._by_path = not unique
+        return by_id if unique else by_path
 
-    def ids(self) -> Collection[ImageId]:
-        """Of all images."""
-        return self._index.keys()
+    def ids(self) -> Collection[ImageId] | None:
+        """Of all images; None if nobody knows them."""
+        return None if self._index is None else self._index.keys()
 
     def keep(self, chosen: Collection[ImageId]) -> None:
         """Forget the others."""
-        self._index = {image_id: self._index[image_id] for image_id in chosen}
+        if self._index is not None:
+            self._index = {image_id: self._index[image_id] for image_id in chosen}
 
     def id_of(self, sample: Any) -> ImageId | None:
         """Of the image that a data sample is about; None if it does not say."""
@@ -71,7 +75,7 @@ class EvaluatedDataset:
 
     def image(self, image_id: ImageId) -> SampleImage:
         """The image, with what is true about it in pixels of the original. Maps are read from their files."""
-        info = self._dataset.get_data_info(self._index[image_id])
+        info = self._dataset.get_data_info((self._index or {})[image_id])
         path = str(info["img_path"])
         height, width = int(info.get("height") or 0), int(info.get("width") or 0)
         return SampleImage(image_id, height, width, path=path, truth=self._truth(info, height, width))

@@ -187,22 +187,14 @@ class UnifiedTrackerHook(Hook):
 
     @guarded
     def before_val(self, runner: Runner) -> None:
-        """Open a run if `runner.val()` is called without training."""
+        """Open a run if `runner.val()` is called without training; prepare for its predictions, on every rank."""
         self._open_for_evaluation(runner)
+        self._watch_begins(runner, "val")
 
     @guarded
     def before_test(self, runner: Runner) -> None:
         """Open a run if `runner.test()` is called without training; after it, the training's run goes on."""
         self._open_for_evaluation(runner)
-
-    @guarded
-    def before_val_epoch(self, runner: Runner) -> None:
-        """Prepare for the predictions of a validation, on every rank."""
-        self._watch_begins(runner, "val")
-
-    @guarded
-    def before_test_epoch(self, runner: Runner) -> None:
-        """Prepare for the predictions of a test, on every rank."""
         self._watch_begins(runner, "test")
 
     @guarded
@@ -216,14 +208,14 @@ class UnifiedTrackerHook(Hook):
     @guarded
     def after_val_epoch(self, runner: Runner, metrics: Mapping[str, Any] | None = None) -> None:
         """Record an evaluation."""
-        own = _metrics.scalars(metrics or {})
-        if self._session is None or not own:
+        if self._session is None:
             return
-        step, epoch = self._position(runner)
-        times = self._scalars.evaluation_times if self._training else {}
+        own = _metrics.scalars(metrics or {})
         canonical = _metrics.canonical_evaluation(own)
-        self._session.evaluation_ended(
-            Evaluation(
+        step, epoch = self._position(runner)
+        if own:
+            times = self._scalars.evaluation_times if self._training else {}
+            evaluation = Evaluation(
                 step,
                 epoch,
                 {**own, **times},
@@ -231,18 +223,19 @@ class UnifiedTrackerHook(Hook):
                 _metrics.headline(own),
                 _metrics.per_class(own, _facts.class_names(runner.val_dataloader)),
             )
-        )
+            self._session.evaluation_ended(evaluation)
         self._predictions_ready("val", step, epoch, canonical)
 
     @guarded
     def after_test_epoch(self, runner: Runner, metrics: Mapping[str, Any] | None = None) -> None:
         """Record a test; it says nothing about which checkpoint is the best."""
-        own = _metrics.scalars(metrics or {})
-        if self._session is None or not own:
+        if self._session is None:
             return
-        step, epoch = self._position(runner)
+        own = _metrics.scalars(metrics or {})
         canonical = _metrics.canonical_evaluation(own, "test")
-        self._session.step_ended(step, epoch, {f"test/{name}": value for name, value in own.items()}, canonical)
+        step, epoch = self._position(runner)
+        if own:
+            self._session.step_ended(step, epoch, {f"test/{name}": value for name, value in own.items()}, canonical)
         for task, rows in _metrics.per_class(own, _facts.class_names(runner.test_dataloader)).items():
             self._session.run.log_table(f"test/{task}/per_class", ["category", "AP"], rows, step)
         self._predictions_ready("test", step, epoch, canonical)
@@ -298,6 +291,7 @@ class UnifiedTrackerHook(Hook):
             session.run, self._session = self.run, session  # the evaluations of the training belong to the same run
             session.run.unfinished_status = "FAILED"
 
+    @guarded
     def _watch_begins(self, runner: Runner, split: str) -> None:
         if self._watch is not None:
             self._watch.begin(runner, split)

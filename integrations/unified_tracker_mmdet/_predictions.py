@@ -50,11 +50,11 @@ class EvaluationWatch:
             return
         dataset, collector = self._now
         for sample in outputs:
-            image_id = dataset.id_of(sample)
-            if collector.wants(image_id) and image_id is not None:
+            image_id = dataset.id_of(sample) if hasattr(sample, "metainfo") else None
+            if image_id is not None and collector.wants(image_id):
                 height, width = sample.get("ori_shape")[:2]
                 found = functools.partial(detections_from_sample, sample, len(dataset.classes))
-                collector.add(image_id, found, int(height), int(width))
+                collector.add(image_id, found, int(height), int(width), sample.get("img_path"))
 
     def end(self, split: str, metrics: Mapping[str, float]) -> SampleEvaluation | None:
         """The evaluation is over, on all ranks. Rank 0 only; None if nothing of the sample was seen."""

@@ -14,8 +14,8 @@ import pytest
 
 wandb = pytest.importorskip("wandb")
 
-from tests.backends.wandb_feeding import clean_environment
-from tests.backends.wandb_reports import CLASSES, HEIGHT, WIDTH, FakeReport, bitmap, found, picture_file, scene
+from tests.backends.wandb_feeding import Feeder, clean_environment
+from tests.backends.wandb_reports import CLASSES, HEIGHT, WIDTH, bitmap, found, picture_file, reported, scene
 from unified_tracker.backends._wandb_images import LayeredImage, Names
 from unified_tracker.backends._wandb_masks import MaskLayers
 from unified_tracker.backends._wandb_objects import TaskObjects
@@ -77,8 +77,8 @@ def test_a_table_is_the_one_that_the_client_writes(monkeypatch: pytest.MonkeyPat
 
 def test_the_client_reads_the_sample_back(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     clean_environment(monkeypatch, tmp_path)
-    report = FakeReport(tmp_path, SampleEvaluation(scene(tmp_path), {0: found()}))
-    draft = draft_sample(report, Store(tmp_path))  # type: ignore[arg-type]
+    _, report = reported(tmp_path, Feeder(tmp_path), SampleEvaluation(scene(tmp_path), {0: found()}))
+    draft = draft_sample(report, Store(tmp_path))
 
     class Downloaded:
         """An artifact whose files are here."""
@@ -105,8 +105,8 @@ from tests.backends.wandb_reports import *
 from unified_tracker.backends._wandb_sample import draft_sample
 from unified_tracker.backends._wandb_store import Store
 folder = Path({str(tmp_path)!r})
-images = scene(folder)
-draft = draft_sample(FakeReport(folder, SampleEvaluation(images, {{0: found()}})), Store(folder / "store"))
+_, report = reported(folder, Feeder(folder), SampleEvaluation(scene(folder), {{0: found()}}))
+draft = draft_sample(report, Store(folder / "store"))
 print(sorted((name, path.name) for name, path in draft.files.items() if name.startswith("media") or "table" in name))
 """
     said = {

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,14 +12,16 @@ import numpy as np
 from PIL import Image
 from pycocotools import mask as coco
 
+from tests.backends.wandb_feeding import TS, Feeder, info
 from tests.backends.wandb_files import OfflineArtifact
+from unified_tracker._rundir import RunDirectory
+from unified_tracker._staging import Staging
+from unified_tracker._tracker import RunInfo
 from unified_tracker.predictions import Detections, SampleEvaluation, SampleImage, ValidationSample
-from unified_tracker.predictions._analysis import show_evaluation, show_sample
-from unified_tracker.predictions._sheets import decode_predictions, decode_sample
+from unified_tracker.predictions._report import PredictionReport
 from unified_tracker.predictions._writer import SampleWriter
-from unified_tracker.records import Artifact, Predictions, StagedFile
+from unified_tracker.records import Entry, Predictions
 
-TS = 1_700_000_000_000
 HEIGHT, WIDTH = 48, 64
 CLASSES = ["balloon", "kite", "ünïcode 气球"]
 
@@ -32,71 +34,30 @@ def bitmap(*box: int, height: int = HEIGHT, width: int = WIDTH) -> np.ndarray:
 
 
 def picture_file(path: Path, seed: int, height: int = HEIGHT, width: int = WIDTH) -> Path:
+    """A picture, once: written again it would be another one."""
+    if path.exists():
+        return path
     path.parent.mkdir(parents=True, exist_ok=True)
     pixels = np.random.default_rng(seed).integers(0, 255, (height, width, 3), np.uint8)
     Image.fromarray(pixels).save(path, quality=90)
     return path
 
 
-class FakeReport:
-    """What the lane makes of an evaluation, without its pages and figures."""
+def reported(
+    run_dir: Path, feed: Feeder, evaluation: SampleEvaluation, step: int = 100, run: RunInfo | None = None
+) -> tuple[Entry, PredictionReport]:
+    """An evaluation as the lane passes it on."""
+    directory = RunDirectory(run_dir)
+    directory.create(run or info(run_dir.parent))
+    sample, file, refused = SampleWriter(Staging(run_dir, 1)).write(evaluation)
+    assert refused == []
+    dataset = sample_name(evaluation)
+    entry = feed.entry(Predictions(TS, step, None, evaluation.split, dataset, sample, file, ("best",)))
+    return entry, PredictionReport(directory, entry)
 
-    def __init__(
-        self,
-        run_dir: Path,
-        evaluation: SampleEvaluation,
-        step: int = 100,
-        aliases: Sequence[str] = ("best",),
-        run_id: str = "run0abcd",
-    ) -> None:
-        self._run_dir, self._run_id = run_dir, run_id
-        sample, file, refused = SampleWriter(self).write(evaluation)  # type: ignore[arg-type]
-        assert refused == []
-        self.record = Predictions(
-            TS, step, None, evaluation.split, evaluation.sample.dataset, sample, file, tuple(aliases)
-        )
-        self.sample_digest = Path(sample.staged).stem
-        self.sample = decode_sample((run_dir / sample.staged).read_bytes())
-        self.predictions = decode_predictions((run_dir / file.staged).read_bytes())
-        self.images = show_sample(self.sample)
-        self.evaluation = show_evaluation(
-            self.sample, self.predictions, id=str(step), label=f"iter {step}", run=run_id, step=step, epoch=None
-        )
-        folder = run_dir / "predictions" / f"{evaluation.split}-{step}"
-        folder.mkdir(parents=True, exist_ok=True)
-        self.page, self.results, self.parquet = folder / "index.html", folder / "coco_results.json", None
-        self.page.write_text(f"<p>page of step {step}")
-        self.results.write_text(f"[{step}]")
-        self.figures = {"confusion": folder / "confusion.png"}
-        Image.new("RGB", (8, 8), (step % 255, 0, 0)).save(self.figures["confusion"])
 
-    def keep(self, name: str, content: bytes) -> StagedFile:
-        path = self._run_dir / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(content)
-        return StagedFile(name, name, len(content), 0)
-
-    @property
-    def files(self) -> dict[str, Path]:
-        return {"index.html": self.page, "coco_results.json": self.results}
-
-    @property
-    def sample_files(self) -> dict[str, Path]:
-        annotations = self._run_dir / "predictions" / "annotations.json"
-        annotations.write_text(json.dumps([image.name for image in self.sample.images]))
-        kept = {f"images/{image.id}.jpg": self.image_file(image.id) for image in self.sample.images}
-        return {"annotations.json": annotations, **{name: path for name, path in kept.items() if path}}
-
-    def image_file(self, image_id: Any) -> Path | None:
-        (image,) = (each for each in self.sample.images if each.id == image_id)
-        path = self._run_dir / image.file
-        return path if image.file and path.exists() else None
-
-    @property
-    def artifact(self) -> Artifact:
-        name = f"run-{self._run_id}-predictions"
-        metrics = dict(self.predictions.metrics)
-        return Artifact(TS, name, "result", (), self.record.aliases, {"split": "val"}, metrics, self.record.step)
+def sample_name(evaluation: SampleEvaluation) -> str:
+    return evaluation.sample.dataset.encode("utf-8", "replace").decode()
 
 
 # ---- scenes ----------------------------------------------------------------------------------------------------

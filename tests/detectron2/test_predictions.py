@@ -102,7 +102,7 @@ def test_evaluation_without_training_is_a_run_of_its_own(trained: Training, shap
     done = train(shapes, tmp_path, eval_only=True, opts=opts)
     assert done.code == 0, done.text
     (evaluation,) = recorded(tmp_path)
-    assert (evaluation.record.step, evaluation.record.aliases) == (20, ("iter_20",))
+    assert (evaluation.record.step, evaluation.record.aliases) == (20, ("test_iter_20",))
     assert (evaluation.sheet.split, evaluation.sheet.score_threshold) == ("test", 0.05)
     assert ordered(evaluation.results()) == ordered(own_results(done.work_dir))
     run = MlflowRun(done.uri, done.said["run_id"])

@@ -5,8 +5,10 @@ What varies comes as one JSON argument. Prints, as its last line, what the test 
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
+import random
 import shutil
 import signal
 import sys
@@ -15,6 +17,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from mmengine.config import Config, ConfigDict
 from mmengine.evaluator import BaseMetric
@@ -187,10 +190,25 @@ def configuration(wish: dict[str, Any]) -> Config:
     cfg.custom_hooks = [*cfg.get("custom_hooks", []), *wish.get("more_hooks", []), hook]
     if wish.get("odd"):
         cfg.val_evaluator = [evaluator, {"type": "Odd"}]
+    for split in wish.get("results", ()):  # CocoMetric writes what it has been given
+        cfg[f"{split}_evaluator"][0]["outfile_prefix"] = f"{wish['output']}/{split}"
+    if wish.get("no_validation"):
+        cfg.val_dataloader = cfg.val_evaluator = cfg.val_cfg = None
     for key in wish.get("drop_hooks", []):
         cfg.default_hooks[key] = None  # a hook that is only left out is registered with its defaults
     cfg.merge_from_dict(wish.get("set", {}))
     return cfg
+
+
+def random_states(model: torch.nn.Module) -> dict[str, str]:
+    """What the steps have made of the weights and of the global random generators."""
+    states = {
+        "random": repr(random.getstate()).encode(),
+        "numpy": repr(np.random.get_state()[1].tolist()).encode(),
+        "torch": torch.get_rng_state().numpy().tobytes(),
+        "weights": b"".join(value.numpy().tobytes() for value in model.state_dict().values()),
+    }
+    return {name: hashlib.sha256(state).hexdigest() for name, state in states.items()}
 
 
 def main(wish: dict[str, Any]) -> None:
@@ -222,6 +240,7 @@ def main(wish: dict[str, Any]) -> None:
         "state": runner.message_hub.get_info("unified_tracker"),
         "log_dir": runner.log_dir,
         "costs": costs,
+        "random": random_states(runner.model),
     }
     if runner.rank == 0:
         print(json.dumps(said), flush=True)

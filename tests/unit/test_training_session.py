@@ -6,7 +6,8 @@ from pathlib import Path
 
 import unified_tracker as ut
 from unified_tracker._journal import JournalReader
-from unified_tracker.records import Artifact, Metrics
+from unified_tracker.predictions import SampleEvaluation, SampleImage, ValidationSample
+from unified_tracker.records import Artifact, Metrics, Predictions
 from unified_tracker.training import CheckpointFile, Evaluation, TrainingSession
 
 
@@ -27,6 +28,16 @@ def versions(run: ut.Run) -> list[tuple[str, set[str]]]:
     assert run.dir is not None
     records = [entry.record for entry in JournalReader(run.dir / "journal").read(1 << 24, final=True)]
     return [(r.files[0].path, set(r.aliases)) for r in records if isinstance(r, Artifact) and r.type == "model"]
+
+
+def predictions(dataset: str, split: str = "val") -> SampleEvaluation:
+    return SampleEvaluation(ValidationSample(dataset, ["a"], [SampleImage(1, 4, 4)]), {}, split=split)
+
+
+def recorded(run: ut.Run) -> list[Predictions]:
+    assert run.dir is not None
+    records = [entry.record for entry in JournalReader(run.dir / "journal").read(1 << 24, final=True)]
+    return [record for record in records if isinstance(record, Predictions)]
 
 
 def test_best_follows_the_metric_and_stays_where_it_is_not_beaten(recording: Path) -> None:
@@ -89,6 +100,32 @@ def test_a_metric_that_should_be_small_is_best_when_smallest(recording: Path) ->
         session.settle()
     session.training_ended(None)
     assert [name for name, aliases in versions(session.run) if "best" in aliases] == ["model_10.pth", "model_20.pth"]
+
+
+def test_predictions_are_best_where_their_evaluation_is(recording: Path) -> None:
+    """Judged by evaluations, of which there may be more than checkpoints, and once for all data sets of one."""
+    session = TrainingSession(ut.start_run("mlflow"), log_checkpoint=False)
+    for step, ap in ((10, 0.2), (20, 0.4), (30, 0.3)):
+        session.evaluation_ended(evaluation(step, ap))
+        for dataset in ("a", "b"):
+            session.predictions_ready(predictions(dataset), step, step / 10, f"iter_{step}")
+    session.predictions_ready(predictions("a", "test"), 30, None, "iter_30")
+    again = TrainingSession(session.run, log_checkpoint=False)
+    again.restore({})
+    again.evaluation_ended(evaluation(40, 0.35))
+    again.predictions_ready(predictions("a"), 40, 4.0, "iter_40")
+    again.training_ended(None)
+    best = ("best", "best-bbox.AP", "best-bbox.mAP")
+    assert [(record.step, record.dataset, record.aliases) for record in recorded(session.run)] == [
+        (10, "a", ("iter_10", *best)),
+        (10, "b", ("iter_10", *best)),
+        (20, "a", ("iter_20", *best)),
+        (20, "b", ("iter_20", *best)),
+        (30, "a", ("iter_30",)),
+        (30, "b", ("iter_30",)),
+        (30, "a", ("test_iter_30",)),
+        (40, "a", ("iter_40",)),
+    ]
 
 
 def test_logs_are_masked_and_status_follows_the_error(recording: Path) -> None:

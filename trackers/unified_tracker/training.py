@@ -128,6 +128,7 @@ class TrainingSession:
         self._evaluations: dict[tuple[str, int], Evaluation] = {}
         self._best: dict[str, float] = {}  # of the checkpoints
         self._best_evaluated: dict[str, float] = {}  # of the evaluations, which may come more often
+        self._judged: tuple[int, list[str]] = (-1, [])
         run.unfinished_status = "FAILED"  # until the adapter says how the training ended
 
     def state(self) -> dict[str, Any]:
@@ -186,15 +187,12 @@ class TrainingSession:
             step: Completed optimiser iterations.
             epoch: Completed epochs, or None.
             alias: "epoch_3" or "iter_300". "best" and "best-<metric>" stand beside it where a validation is the best so
-                far; a test says nothing about that.
+                far. A test says nothing about that, and takes no alias from a validation: "test_epoch_3".
 
         Blocking: one write; the first time, and where nothing was packed before, encoding as `Run.log_predictions`.
         """
-        known = self._evaluations.get((evaluation.split, step)) if evaluation.split == "val" else None
-        best = self._best_aliases(known, self._best_evaluated)
-        self.run.log_predictions(evaluation, step, epoch, (alias, *best))
-        if best:
-            self._write_best()
+        aliases = [alias, *self._best_of(step)] if evaluation.split == "val" else [f"{evaluation.split}_{alias}"]
+        self.run.log_predictions(evaluation, step, epoch, aliases)
 
     def checkpoint_saved(self, checkpoint: CheckpointFile) -> None:
         """Remember a checkpoint. It is recorded by `settle`, when nobody writes to the file any more."""
@@ -274,6 +272,14 @@ class TrainingSession:
                 if name == self._best_metric:
                     aliases.insert(0, "best")
         return aliases
+
+    def _best_of(self, step: int) -> list[str]:
+        """Aliases of a validation. Judged once: several data sets may have predictions of the same one."""
+        if self._judged[0] != step:
+            self._judged = step, self._best_aliases(self._evaluations.get(("val", step)), self._best_evaluated)
+            if self._judged[1]:
+                self._write_best()
+        return self._judged[1]
 
     def _bests(self) -> dict[str, Any]:
         return {

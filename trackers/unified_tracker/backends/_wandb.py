@@ -46,7 +46,7 @@ def check(options: Mapping[str, Any]) -> dict[str, Any]:
 
     * `names`: "mmdet2" offers models, predictions and validation data also under the names that `MMDetWandbHook` of
       MMDetection 2.x gave them: `run_<run id>_model`, `run_<run id>_pred`, `val`. Each is an artifact of its own, with
-      one reference a file and none of the bytes.
+      one reference a file and none of the bytes. Online only.
 
     Beside these the result holds what the environment says about the run (`project`, `name`, `notes`, `tags`), so that
     a later `sync` from another shell does the same. It holds no key.

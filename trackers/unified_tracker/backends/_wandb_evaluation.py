@@ -12,10 +12,10 @@ from unified_tracker.backends._wandb_images import MISSED, PREDICTIONS, LayeredI
 from unified_tracker.backends._wandb_objects import TaskObjects
 from unified_tracker.backends._wandb_sample import Sample, layered, note
 from unified_tracker.backends._wandb_store import Store
-from unified_tracker.backends._wandb_tables import SUFFIX, ImageColumn, Kind, Table, identifiers, text
+from unified_tracker.backends._wandb_tables import SUFFIX, ImageColumn, Kind, Table, identifiers
 from unified_tracker.backends._wandb_versions import Draft, Reference
 from unified_tracker.predictions._detections import Task
-from unified_tracker.predictions._document import ClassRow, ShownObjects
+from unified_tracker.predictions._document import ShownObjects
 from unified_tracker.predictions._sample import ImageId
 from unified_tracker.predictions._summary import ERRORS, ImageSummary, summarise
 from unified_tracker.records import Artifact
@@ -28,7 +28,6 @@ COUNTS: Final = (
     *("f1", "true_positives", "false_positives", "missed"),
     *(word.replace(" ", "_") for word in ERRORS.values()),
 )
-CLASS_NUMBERS: Final = tuple(name for name in ClassRow.__struct_fields__ if name != "label")
 
 
 @dataclass(frozen=True)
@@ -46,14 +45,17 @@ class Prepared:
 
 def prepare(sequence: int, report: PredictionReport, sample: Sample, store: Store) -> Prepared:
     """The version of `run-<run id>-predictions` for one evaluation; the same whenever it is made."""
-    tables = {EVALUATION: Table({}), **_class_tables(report)}
-    files = dict(report.files)
+    table, masks = _evaluation_table(report, sample, store)
+    tables = {EVALUATION: table, **_class_tables(report)}
+    files = {**report.files, **masks}
     references: dict[str, Reference] = {}
-    tables[EVALUATION], masks = _evaluation_table(report, sample, store)
-    for cell in sample.cells:
-        references |= sample.files_of(cell)
-    files |= {path: file for path, file in masks.items() if path not in references}
-    files |= {name + SUFFIX: store.put(table.encode(), SUFFIX).file for name, table in tables.items()}
+    for path in sample.named():
+        files.pop(path, None)
+        if sample.files:
+            files[path] = sample.files[path]
+        else:
+            references[path] = sample.version.reference(path)
+    files |= {name + SUFFIX: store.put(each.encode(), SUFFIX).file for name, each in tables.items()}
     record = report.artifact
     aliases = (*record.aliases, *_step_alias(record))
     draft = Draft(
@@ -134,16 +136,15 @@ def _counted(task: Task, tasks: list[Task], name: str) -> str:
 
 
 def _class_tables(report: PredictionReport) -> dict[str, Table]:
-    """One table a task, all classes together first."""
-    classes = [text(name) for name in report.sample.classes]
-    tables: dict[str, Table] = {}
-    for task, rows in report.evaluation.classes.items():
-        name = "per_class" if not tables else f"{task}_per_class"
-        numbers: dict[str, Kind] = dict.fromkeys(CLASS_NUMBERS, "number")
-        table = tables[name] = Table({"class": "string", **numbers})
-        for row in rows:
-            own = {number: getattr(row, number) for number in CLASS_NUMBERS}
-            table.add({"class": "all" if row.label < 0 else classes[row.label], **own})
+    """The report's tables of classes. Its worst images are what the table of images begins with."""
+    tables = {}
+    for name, given in report.tables.items():
+        if name.startswith("per_class"):
+            first, *numbers = given.columns
+            kinds: dict[str, Kind] = {first: "string", **dict.fromkeys(numbers, "number")}
+            table = tables[name] = Table(kinds)
+            for row in given.data:
+                table.add(dict(zip(given.columns, row, strict=True)))
     return tables
 
 

@@ -12,6 +12,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
+import numpy as np
+
 from unified_tracker.backends._wandb_masks import MaskLayers, group_of, layer_name, png, value_of
 from unified_tracker.backends._wandb_objects import TaskObjects
 from unified_tracker.backends._wandb_store import Store, Stored
@@ -113,7 +115,7 @@ class LayeredImage:
             path = f"media/images/mask/{file.name}{MASK_SUFFIX}"
             self.mask_files[path] = file
             self.masks[name] = {"_type": "mask", "path": path, "sha256": file.sha256}
-            values = set(bitmap[bitmap > 0].tolist())
+            values = set(np.flatnonzero(np.bincount(bitmap.ravel())).tolist())
             known = self._column.masks.setdefault(name, {})
             mine = [label for label in labels if group_of(label) == group and value_of(label) in values]
             known |= {value_of(label): names[label] for label in mine}

@@ -18,6 +18,7 @@ from pycocotools import mask as coco
 
 MOST_LAYERS: Final = 8  # of one image, group of classes, and side
 VALUES: Final = 255  # 0 is where nothing is
+RUN_LENGTHS: Final = 3  # zlib's strategy: for masks half the time of the usual one, and smaller
 
 Bitmap = npt.NDArray[np.uint8]
 Window = tuple[slice, slice]
@@ -91,7 +92,7 @@ def layer_name(name: str, group: int, number: int, classes: int) -> str:
 def png(layer: Bitmap) -> bytes:
     """A layer as a file."""
     content = io.BytesIO()
-    Image.fromarray(layer).save(content, "PNG")
+    Image.fromarray(layer).save(content, "PNG", compress_type=RUN_LENGTHS)
     return content.getvalue()
 
 

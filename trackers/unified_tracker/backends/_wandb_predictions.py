@@ -2,12 +2,15 @@
 
 ==============================  ==========================================================================
 `<dataset>-val`                 pictures, `annotations.json`, table `val_data`; once, by content
-`run-<run id>-predictions`      table `eval_data`, the page, COCO results, Parquet; the pictures by reference
-`<split>/predictions`           the table again, in the run's workspace; beside it per-class tables and figures
+`run-<run id>-predictions`      table `eval_data`, tables of classes, the page, COCO results, Parquet
+`<split>/predictions`           the tables in the run's workspace, and figures beside them
 `val`, `run_<id>_pred`          what MMDetection 2.x called them, for `names="mmdet2"`: one reference each
 ==============================  ==========================================================================
 
-What an evaluation adds is its boxes, its masks, and the page.
+The pictures, and what is true, stand in an evaluation by reference. Offline they are entries like others: files that
+are on the disk once, and of which `wandb sync` sends what W&B does not have. References it would resolve while it sends
+the other artifact; where that is not yet known to the server it drops the one that refers to it, and reports success
+(one in eight tries, wandb 0.31). For the same reason there are no old names offline.
 """
 
 from __future__ import annotations
@@ -48,6 +51,7 @@ class PredictionLog:
         self._sample: Sample | None = None
         self._sample_draft: tuple[str, Draft] | None = None
         self._prepared: Prepared | None = None
+        self._logged: tuple[Prepared, Version] | None = None
 
     def log(self, sequence: int, report: PredictionReport) -> Callable[[str, int], dict[str, Any]]:
         """Store the sample and an evaluation; wait for the server to commit them.
@@ -58,6 +62,12 @@ class PredictionLog:
         Raises:
             TransientError: The server has not taken everything yet; what it has taken is not sent again.
         """
+        if self._logged is None or self._logged[0].sequence != sequence:
+            self._logged = self._log(sequence, report)
+        prepared, version = self._logged
+        return lambda name, step: self._row(name, step, report, prepared, version)
+
+    def _log(self, sequence: int, report: PredictionReport) -> tuple[Prepared, Version]:
         deadline = self._versions.deadline()
         sample = self._logged_sample(sequence, report, deadline)
         if self._prepared is None or self._prepared.sequence != sequence:
@@ -68,11 +78,11 @@ class PredictionLog:
         except wandb.Error:
             self._forget_sample(sample)  # perhaps somebody has deleted what the references point to
             raise
-        if self._old_names:
+        if self._old_names and not self._offline:
             self._log_old_names(sequence, sample, version, prepared.draft, deadline)
         if not self._offline:
             self._store.release(prepared.draft.files.values())
-        return lambda name, step: self._row(name, step, report, prepared, version)
+        return prepared, version
 
     # ---- the sample --------------------------------------------------------------------------------------------
 
@@ -87,7 +97,7 @@ class PredictionLog:
             draft = self._sample_draft[1]
             version = self._versions.log(sequence, draft, deadline)
             table = draft.files[TABLE + SUFFIX]
-            self._sample = sample_of(digest, version, table.read_bytes())
+            self._sample = sample_of(digest, version, table.read_bytes(), draft.files if self._offline else {})
             if not self._offline:
                 memory = SampleMemory(str(table), version.name, version.url, dict(version.digests))
                 self._memory(digest).write_bytes(msgspec.json.encode(memory))
@@ -105,7 +115,7 @@ class PredictionLog:
         except (OSError, msgspec.MsgspecError):
             return None
         version = Version(memory.name, memory.url, "", memory.digests, {}, frozenset())
-        return sample_of(digest, version, table)
+        return sample_of(digest, version, table, {})
 
     def _forget_sample(self, sample: Sample) -> None:
         self._memory(sample.digest).unlink(missing_ok=True)

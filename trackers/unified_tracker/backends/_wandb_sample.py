@@ -26,7 +26,7 @@ from unified_tracker.backends._wandb_tables import (
     identifiers,
     text,
 )
-from unified_tracker.backends._wandb_versions import Draft, Reference, Version
+from unified_tracker.backends._wandb_versions import Draft, Version
 
 if TYPE_CHECKING:
     from unified_tracker.predictions._report import PredictionReport
@@ -54,17 +54,22 @@ class Sample:
         cells: For each image the cell of the table, in the order of the sample.
         column: The type of the column of images.
         version: Where the files are.
+        files: Where they are on this machine; offline only.
     """
 
     digest: str
     cells: list[Cell]
     column: dict[str, Any]
     version: Version
+    files: Mapping[str, Path]
 
-    def files_of(self, cell: Cell) -> dict[str, Reference]:
-        """References to all that a cell names: picture, masks, classes."""
-        paths = [cell["path"], cell["classes"]["path"], *(mask["path"] for mask in cell.get("masks", {}).values())]
-        return {path: self.version.reference(path) for path in paths}
+    def named(self) -> list[str]:
+        """All files that the cells name: pictures, masks, classes."""
+        found: dict[str, None] = {}
+        for cell in self.cells:
+            masks = [mask["path"] for mask in cell.get("masks", {}).values()]
+            found |= dict.fromkeys([cell["path"], cell["classes"]["path"], *masks])
+        return list(found)
 
 
 def draft_sample(report: PredictionReport, store: Store) -> Draft:
@@ -107,13 +112,13 @@ def draft_sample(report: PredictionReport, store: Store) -> Draft:
     return Draft(f"{sample.dataset}-val", "dataset", files, metadata=metadata)
 
 
-def sample_of(digest: str, version: Version, table: bytes) -> Sample:
+def sample_of(digest: str, version: Version, table: bytes, files: Mapping[str, Path]) -> Sample:
     """A sample from the table that stands in its artifact."""
     content = msgspec.json.decode(table)
     column = list(content["columns"]).index(COLUMN)
     kinds = content["column_types"]["params"]["type_map"][COLUMN]["params"]["allowed_types"]
     (kind,) = (each for each in kinds if each["wb_type"] == "image-file")
-    return Sample(digest, [row[column] for row in content["data"]], kind, version)
+    return Sample(digest, [row[column] for row in content["data"]], kind, version, files)
 
 
 def image_cell(picture: Picture, layers: LayeredImage, width: int, height: int, classes: Mapping[str, str]) -> Cell:

@@ -265,7 +265,7 @@ class WandbTracker:
         else:
             deadline, draft = self._versions.deadline(), Draft.of(record, record.name, files)
             version = self._versions.log(entry.sequence, draft, deadline)
-            if self._options.get("names") == OLD_NAMES and record.name == f"run-{self._id}-model":
+            if not self._offline and self._options.get("names") == OLD_NAMES and record.name == f"run-{self._id}-model":
                 old = draft.as_references(f"run_{self._run.id}_model", version)
                 self._versions.log(entry.sequence, old, deadline)
         self._sent(entry.sequence)

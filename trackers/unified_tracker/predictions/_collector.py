@@ -171,6 +171,8 @@ class SampleCollector:
         except Exception as error:  # noqa: BLE001 -- promise 3: the other images are recorded
             self._warn("predictions of image", image_id, error)
             return
+        if not tasks:
+            return  # a model of something else than objects
         seen = _Seen(image_id, height, width, path, tasks)
         if self._ranks.rank == 0:
             self._seen[image_id] = seen
@@ -226,6 +228,8 @@ class SampleCollector:
             if (seen := found.get(image_id)) is not None:
                 image = dataclasses.replace(image, height=seen.height, width=seen.width)
             images.append(image)
+        if not any(_has_objects(image) for image in images):  # a test set whose annotations are not public
+            images = [dataclasses.replace(image, truth=None) for image in images]
         source = self._source
         return ValidationSample(
             source.name, source.classes, images, source.category_ids, source.keypoint_names, source.skeleton
@@ -253,6 +257,10 @@ class SampleCollector:
         if what not in self._said:
             self._said.add(what)
             say(f"{what} {image_id!r} left out, the others are recorded: {type(error).__name__}: {error}")
+
+
+def _has_objects(image: SampleImage) -> bool:
+    return image.truth is not None and any(len(objects.labels) for objects in by_task(image.truth).values())
 
 
 def _read(path: Path) -> Iterator[_Seen]:

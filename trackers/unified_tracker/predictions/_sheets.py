@@ -245,6 +245,8 @@ def _as_float(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
 
 def plain(given: Any) -> npt.NDArray[Any]:
     """A NumPy array of anything; a tensor leaves its device and its gradients behind."""
+    if str(getattr(given, "dtype", "")) == "torch.bfloat16":  # NumPy has no such type
+        given = given.float()
     for step in ("detach", "cpu", "numpy"):
         given = getattr(given, step)() if hasattr(given, step) else given
     return np.asarray(given)
