@@ -371,6 +371,7 @@ class MMDetWandbHook(UnifiedTrackerHook):
         bbox_score_thr: float = 0.3,
         *,
         tracker: str | Sequence[str] | None = "wandb",
+        options: Mapping[str, Mapping[str, Any]] | None = None,
         **more: Any,
     ) -> None:
         """Settle the configuration.
@@ -379,8 +380,12 @@ class MMDetWandbHook(UnifiedTrackerHook):
             init_kwargs, interval, log_checkpoint, log_checkpoint_metadata, num_eval_images, bbox_score_thr: As in
                 `UnifiedTrackerHook`.
             tracker: Another backend, or both.
+            options: As in `UnifiedTrackerHook`; W&B's `names` is "mmdet2" unless it says otherwise.
             more: Further arguments of `UnifiedTrackerHook`.
         """
+        if options is None or isinstance(options, Mapping):
+            given = dict(options or {})
+            options = {**given, "wandb": {"names": "mmdet2", **(given.get("wandb") or {})}}
         super().__init__(
             tracker,
             init_kwargs,
@@ -389,6 +394,7 @@ class MMDetWandbHook(UnifiedTrackerHook):
             log_checkpoint_metadata,
             num_eval_images,
             bbox_score_thr,
+            options=options,
             **more,
         )
 

@@ -69,6 +69,9 @@ def test_misspelt_options_are_named() -> None:
         check({"entitiy": "x"})
     with pytest.raises(ConfigurationError, match="mode"):
         check({"mode": "ofline"})
+    with pytest.raises(ConfigurationError, match="names must be 'mmdet2'"):
+        check({"mode": "offline", "names": "mmdet3"})
+    assert check({"mode": "offline", "names": "mmdet2"})["names"] == "mmdet2"
 
 
 def test_an_active_run_gets_a_neighbour(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import hashlib
 import json
+import os
 import subprocess
 import sys
 import time
@@ -18,6 +20,7 @@ import pytest
 
 wandb = pytest.importorskip("wandb")
 
+import unified_tracker as ut
 from tests.backends.wandb_feeding import KEY, TS, Feeder, clean_environment, info
 from tests.backends.wandb_files import offline_folders
 from tests.backends.wandb_reports import found, reported, rows_of, scene
@@ -183,6 +186,56 @@ def insist(tracker: WandbTracker, entry: Entry, report: PredictionReport) -> Non
             assert time.monotonic() < ends
         else:
             return
+
+
+def test_an_upload_may_take_longer_than_one_call_waits(
+    server: WandbServer, tmp_path: Path, run_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A checkpoint of gigabytes: W&B's client forgets an upload for which somebody has waited in vain once."""
+    monkeypatch.setattr(_wandb_versions, "WAIT_S", 1.0)
+    tracker = opened(tmp_path, run_dir)
+    model = Feeder(run_dir).artifact("run-run0abcd-model", {"model.pth": b"weights"})
+    slow = server.fault("put/artifact", None, times=1)
+    for _ in range(3):
+        with pytest.raises(TransientError, match="still taking"):
+            tracker.log_artifact(*model)
+    assert slow.hits == 1
+    server.heal()
+    ends = time.monotonic() + 60
+    while not server.committed("run-run0abcd-model"):
+        assert time.monotonic() < ends
+        with contextlib.suppress(TransientError):
+            tracker.log_artifact(*model)
+    assert server.requests["gql/CreateArtifact"] == 1
+
+
+def test_a_sample_that_was_deleted_from_the_server_is_sent_again(
+    server: WandbServer, tmp_path: Path, run_dir: Path
+) -> None:
+    feed, steps = Feeder(run_dir), zip((100, 200), evaluations(tmp_path), strict=True)
+    first, second = [reported(run_dir, feed, given, step) for step, given in steps]
+    tracker = opened(tmp_path, run_dir)
+    tracker.log_predictions(*first)
+    (sample,) = server.committed("shapes-val")
+    server.versions.remove(sample)
+    server.fault("CommitArtifact$", 400, times=1, body=b'{"errors": [{"message": "invalid reference"}]}')
+    with pytest.raises(wandb.Error):
+        tracker.log_predictions(*second)
+    insist(tracker, *second)
+    assert len(server.committed("shapes-val")) == 1
+    named = contents(server.committed(PREDICTIONS)[-1])
+    assert server.referred(named["images/0.jpg"]["ref"]) is server.committed("shapes-val")[0]
+
+
+def test_the_uploader_of_a_training_delivers_them(
+    server: WandbServer, tmp_path: Path, run_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(path for path in sys.path if path))
+    with ut.start_run("wandb", project="balloon", id="run0abcd") as run:
+        for step, given in zip((100, 200), evaluations(tmp_path), strict=True):
+            run.log_predictions(given, step=step, aliases=["best"])
+        assert run.finish(timeout_s=200)
+    whole(server)
 
 
 def test_old_names_lead_to_the_same_tables(server: WandbServer, tmp_path: Path, run_dir: Path) -> None:

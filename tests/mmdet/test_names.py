@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -158,6 +159,15 @@ def test_hooks_are_found_by_name_and_by_dotted_path() -> None:
     assert MMDET_HOOKS.get("UnifiedTrackerHook") is UnifiedTrackerHook
     assert MMDET_HOOKS.get("MMDetWandbHook") is MMDetWandbHook
     assert MMDET_HOOKS.get("unified_tracker_mmdet.UnifiedTrackerHook") is UnifiedTrackerHook
+
+
+def test_the_old_hook_keeps_the_old_names_in_wandb(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    assert MMDetWandbHook()._settings.backends["wandb"]["names"] == "mmdet2"
+    new = MMDetWandbHook(options={"wandb": {"names": None, "entity": "us"}})._settings.backends["wandb"]
+    assert "names" not in new and new["entity"] == "us"
+    assert "names" not in UnifiedTrackerHook("wandb")._settings.backends["wandb"]
 
 
 def test_run_is_asked_for_too_early(monkeypatch: pytest.MonkeyPatch) -> None:

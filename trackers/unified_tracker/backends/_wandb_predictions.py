@@ -119,6 +119,7 @@ class PredictionLog:
 
     def _forget_sample(self, sample: Sample) -> None:
         self._memory(sample.digest).unlink(missing_ok=True)
+        self._versions.forget(sample.version.name)
         self._sample = self._prepared = None
 
     def _memory(self, digest: str) -> Path:

@@ -128,6 +128,10 @@ class Versions:
         self._latest[draft.name] = version
         return version
 
+    def forget(self, name: str) -> None:
+        """What was logged under a name may be gone from the server: the same content is logged again."""
+        self._latest.pop(name, None)
+
     def _await(self, upload: _Upload, name: str, deadline: float) -> None:
         """Wait until the server has committed an artifact."""
         upload.join(max(deadline - self._clock.monotonic(), LEAST_S))
