@@ -1,4 +1,4 @@
-"""Media: pictures, tables and figures as the bytes that are staged. For the training thread; no encoding of pictures."""
+"""Media: pictures, tables and figures as the bytes that are staged, for the training thread."""
 
 from __future__ import annotations
 
