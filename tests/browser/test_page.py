@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 import pytest
-from playwright.sync_api import Page
+from playwright.sync_api import Page, expect
 
 from tests.browser.documents import CLASSES, count, f1, make_document
 from unified_tracker.predictions._document import Document
@@ -312,7 +312,7 @@ def test_keyboard_alone_does_it_all(view: View, document: Document) -> None:
     first, second = order(page)[:2]
     page.keyboard.press("ArrowRight")  # the focus comes to the first image
     page.keyboard.press("ArrowRight")
-    assert page.evaluate("document.activeElement.parentElement.dataset.index") == str(second)
+    expect(page.locator(f".item[data-index='{second}'] .card")).to_be_focused()
     page.keyboard.press("k")
     page.keyboard.press("Enter")
     name = page.locator("dialog h2.name")
@@ -323,15 +323,13 @@ def test_keyboard_alone_does_it_all(view: View, document: Document) -> None:
     assert name.inner_text() == document.images[first].name
     page.keyboard.press("j")
     page.keyboard.press("Escape")
-    assert page.locator("dialog[open]").count() == 0
-    assert page.evaluate("document.activeElement.parentElement.dataset.index") == str(second)
+    expect(page.locator("dialog[open]")).to_have_count(0)
+    expect(page.locator(f".item[data-index='{second}'] .card")).to_be_focused()
     page.keyboard.press("+")
-    settle(page)
-    assert "score ≥ 0.35" in page.locator(".summary").inner_text()
+    expect(page.locator(".summary")).to_contain_text("score ≥ 0.35")
     page.keyboard.press("-")
     page.keyboard.press("-")
-    settle(page)
-    assert "score ≥ 0.25" in page.locator(".summary").inner_text()
+    expect(page.locator(".summary")).to_contain_text("score ≥ 0.25")
     for key, name_ in (("t", "truth"), ("p", "predictions"), ("m", "masks"), ("l", "labels")):
         button = page.locator(f".toolbar .toggle[data-key={name_}]")
         assert button.get_attribute("aria-pressed") == "true"
@@ -341,7 +339,7 @@ def test_keyboard_alone_does_it_all(view: View, document: Document) -> None:
     assert page.locator("dialog.help[open]").count() == 1
     page.keyboard.press("Escape")
     page.keyboard.press("End")
-    assert page.evaluate("document.activeElement.parentElement.getAttribute('aria-posinset')") == "30"
+    expect(page.locator(".item[aria-posinset='30'] .card")).to_be_focused()
 
 
 def test_toggles_change_what_is_drawn(view: View, document: Document) -> None:

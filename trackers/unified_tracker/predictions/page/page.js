@@ -567,11 +567,12 @@ class Page {
     if (this.settings.view !== "images") return false;
     const { grid } = this;
     const inside = grid.list.contains(target);
+    const anywhere = inside || target === document.body;
     const by = { ArrowRight: 1, j: 1, ArrowLeft: -1, k: -1, ArrowDown: grid.columns, ArrowUp: -grid.columns }[key];
     // The first press brings the focus to the images; further ones move it.
     if (by !== undefined) grid.go(inside ? grid.focus + by : grid.focus);
-    else if (key === "Home" && inside) grid.go(0);
-    else if (key === "End" && inside) grid.go(this.order.length - 1);
+    else if (key === "Home" && anywhere) grid.go(0);
+    else if (key === "End" && anywhere) grid.go(this.order.length - 1);
     else if (key === "Enter" && !target.matches?.("button, summary")) this.open(grid.focus);
     else return false;
     return true;
