@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import Browser, Page, sync_playwright
+from playwright.sync_api import Browser, Page, expect, sync_playwright
 
 from unified_tracker.predictions._document import Document
 from unified_tracker.predictions._page import write_page
@@ -21,6 +21,7 @@ from unified_tracker.predictions._page import write_page
 # Playwright's own Chromium is not needed; the first of these that is installed does it.
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 BROWSER_VARIABLE = "UNIFIED_TRACKER_BROWSER"
+expect.set_options(timeout=30_000)  # the machine may be busy
 HOW = f"no browser found: apt-get install chromium (or Google Chrome), or set {BROWSER_VARIABLE} to one"
 
 

@@ -29,6 +29,7 @@ def ordered(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
 @pytest.fixture(scope="module")
 def evaluations(trained: Training) -> list[Recorded]:
     assert trained.code == 0, trained.text
+    assert "set aside" not in trained.text
     return recorded(trained.output)
 
 

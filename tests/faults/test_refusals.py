@@ -143,6 +143,16 @@ def test_a_server_that_fails_at_everything_loses_nothing(
     assert_exact(server, run_dir)
 
 
+def test_a_server_that_needs_longer_than_a_request_may_take_gets_everything(
+    proxy: FaultProxy, server: str, tmp_path: Path, uploaders: Callable
+) -> None:
+    """What timed out may take longer next time; it would never be done otherwise."""
+    run_dir = recorded(tmp_path, proxy.url, [*(row(i, a=float(i)) for i in range(10)), finished()])
+    proxy.fault("delay", seconds=8.0, matches=lambda request: b'"metrics"' in request.body)
+    assert uploaders(run_dir, MLFLOW_HTTP_REQUEST_TIMEOUT="4").wait(2 * WAIT_S) == 0
+    assert_exact(server, run_dir)
+
+
 def test_a_run_that_was_deleted_is_neither_replaced_nor_forgotten(
     proxy: FaultProxy, server: str, tmp_path: Path
 ) -> None:
@@ -174,7 +184,7 @@ def test_a_run_that_is_deleted_while_it_is_delivered_is_waited_for(
     )
     client = mlflow.MlflowClient(server)
     hold = proxy.fault("black_hole", matches=lambda request: b'"k7"' in request.body)
-    uploader = uploaders(run_dir, MLFLOW_HTTP_REQUEST_TIMEOUT="1")
+    uploader = uploaders(run_dir)
     wait_until(lambda: proxy.counts["black_hole"])
     mlflow_id = only_run(server, run_dir).info.run_id
     client.delete_run(mlflow_id)

@@ -64,6 +64,7 @@ def masks(five: Path, tmp_path_factory: pytest.TempPathFactory) -> Training:
     steps = ["train", "test"]
     done = train(five, output, config=MASK_RCNN, epochs=2, steps=steps, results=["val", "test"], timeout_s=280)
     assert done.code == 0, done.text
+    assert "set aside" not in done.text
     return done
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import builtins
 import contextlib
 import functools
-import io
 import re
 import sys
 import time
@@ -21,6 +20,7 @@ from unified_tracker._errors import RecordError
 from unified_tracker._journal import Journal, now_ms
 from unified_tracker._launcher import UploaderProcess
 from unified_tracker._mask import mask, mask_text
+from unified_tracker._media import figure_content, image_content, table_content
 from unified_tracker._rundir import RunDirectory
 from unified_tracker._staging import Hold, Staging
 from unified_tracker._tracker import RunInfo
@@ -201,19 +201,7 @@ class Run:
             step: As in `log_metrics`.
             caption: Text below the picture.
         """
-        import numpy as np  # 0.1 s; most runs log no picture
-
-        array = np.asarray(image)
-        if array.dtype != np.uint8 and np.issubdtype(array.dtype, np.floating):
-            array = (np.clip(array, 0, 1) * 255).round().astype(np.uint8)
-        if array.dtype != np.uint8 or array.ndim not in {2, 3} or (array.ndim == 3 and array.shape[2] not in {1, 3, 4}):
-            raise RecordError(
-                f"image {name!r}: shape (height, width[, 1, 3 or 4]) and dtype uint8 or float are expected, "
-                f"not {array.shape} {array.dtype}"
-            )
-        buffer = io.BytesIO()
-        np.save(buffer, np.ascontiguousarray(array), allow_pickle=False)
-        self._media("array", name, step, "npy", buffer.getvalue(), caption)
+        self._media("array", name, step, "npy", image_content(name, image), caption)
 
     @_call
     def log_text(self, name: str, text: str, step: int | None = None) -> None:
@@ -232,12 +220,7 @@ class Run:
             rows: As many values a row as there are columns: strings, numbers, booleans, None.
             step: As in `log_metrics`.
         """
-        body = [[mask(plain(value)) for value in row] for row in rows]
-        for index, row in enumerate(body):
-            if len(row) != len(columns):
-                raise RecordError(f"table {name!r}: row {index} has {len(row)} values for {len(columns)} columns")
-        content = msgspec.json.encode({"columns": [as_text(column) for column in columns], "data": body})
-        self._media("table", name, step, "json", content)
+        self._media("table", name, step, "json", table_content(name, columns, rows))
 
     @_call
     def log_figure(self, name: str, figure: Any, step: int | None = None) -> None:
@@ -245,14 +228,7 @@ class Run:
 
         Blocking: the figure is rendered before the call returns, since it may change afterwards.
         """
-        if hasattr(figure, "savefig"):
-            buffer = io.BytesIO()
-            figure.savefig(buffer, format="png", bbox_inches="tight")
-            self._media("figure", name, step, "png", buffer.getvalue())
-        elif hasattr(figure, "to_html"):
-            self._media("figure", name, step, "html", figure.to_html(include_plotlyjs=True).encode())
-        else:
-            raise RecordError(f"figure {name!r}: a matplotlib or plotly figure is expected, not {type(figure)}")
+        self._media("figure", name, step, *figure_content(name, figure))
 
     @_call
     def log_artifact(

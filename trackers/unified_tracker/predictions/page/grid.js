@@ -149,7 +149,7 @@ class Grid {
       unit,
       longest,
       together: true,
-      crowded: things.length > 30,
+      crowded: things.length > 60,
       lit: null,
       left: -x / scale,
       right: picture.width + x / scale,
