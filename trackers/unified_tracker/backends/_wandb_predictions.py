@@ -10,7 +10,7 @@
 The pictures, and what is true, stand in an evaluation by reference. Offline they are entries like others: files that
 are on the disk once, and of which `wandb sync` sends what W&B does not have. References it would resolve while it sends
 the other artifact; where that is not yet known to the server it drops the one that refers to it, and reports success
-(one in eight tries, wandb 0.31). For the same reason there are no old names offline.
+(wandb 0.31, in one of eight tries). For the same reason there are no old names offline.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class PredictionLog:
         self._folder, self._versions, self._run = folder, versions, run
         self._offline, self._old_names = offline, old_names
         self._store = Store(folder)
-        self._sample: Sample | None = None
+        self._samples: dict[str, Sample] = {}
         self._sample_draft: tuple[str, Draft] | None = None
         self._prepared: Prepared | None = None
         self._logged: tuple[Prepared, Version] | None = None
@@ -88,22 +88,22 @@ class PredictionLog:
 
     def _logged_sample(self, sequence: int, report: PredictionReport, deadline: float) -> Sample:
         digest = report.sample_digest
-        if self._sample is not None and self._sample.digest == digest:
-            return self._sample
-        self._sample = self._remembered(digest)
-        if self._sample is None:
+        sample = self._samples.get(digest) or self._remembered(digest)
+        if sample is None:
             if self._sample_draft is None or self._sample_draft[0] != digest:
                 self._sample_draft = digest, draft_sample(report, self._store)
             draft = self._sample_draft[1]
             version = self._versions.log(sequence, draft, deadline)
             table = draft.files[TABLE + SUFFIX]
-            self._sample = sample_of(digest, version, table.read_bytes(), draft.files if self._offline else {})
+            sample = sample_of(digest, version, table.read_bytes(), draft.files if self._offline else {})
             if not self._offline:
-                memory = SampleMemory(str(table), version.name, version.url, dict(version.digests))
+                place = str(table.relative_to(self._folder))
+                memory = SampleMemory(place, version.name, version.url, dict(version.digests))
                 self._memory(digest).write_bytes(msgspec.json.encode(memory))
                 self._store.release(path for path in draft.files.values() if path != table)
             self._sample_draft = None
-        return self._sample
+        self._samples[digest] = sample
+        return sample
 
     def _remembered(self, digest: str) -> Sample | None:
         """The sample, if an earlier process has seen the server commit it: the pictures may be gone by now."""
@@ -111,7 +111,7 @@ class PredictionLog:
             return None
         try:
             memory = msgspec.json.decode(self._memory(digest).read_bytes(), type=SampleMemory)
-            table = Path(memory.table).read_bytes()
+            table = (self._folder / memory.table).read_bytes()
         except (OSError, msgspec.MsgspecError):
             return None
         version = Version(memory.name, memory.url, "", memory.digests, {}, frozenset())
@@ -120,7 +120,8 @@ class PredictionLog:
     def _forget_sample(self, sample: Sample) -> None:
         self._memory(sample.digest).unlink(missing_ok=True)
         self._versions.forget(sample.version.name)
-        self._sample = self._prepared = None
+        self._samples.pop(sample.digest, None)
+        self._prepared = None
 
     def _memory(self, digest: str) -> Path:
         return self._folder / f"sample-{digest}.json"
@@ -162,7 +163,7 @@ class PredictionLog:
 
 
 class SampleMemory(msgspec.Struct):
-    """A sample that the server holds: its table here, its files there."""
+    """A sample that the server holds: its table here, in the tracker's folder, its files there."""
 
     table: str
     name: str

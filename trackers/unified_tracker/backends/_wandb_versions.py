@@ -51,11 +51,9 @@ class Draft:
     aliases: Sequence[str] = ()
 
     @classmethod
-    def of(
-        cls, record: Artifact, name: str, files: Mapping[str, Path], references: Mapping[str, Reference] | None = None
-    ) -> Draft:
+    def of(cls, record: Artifact, name: str, files: Mapping[str, Path]) -> Draft:
         """What a record says, with these files."""
-        return cls(name, record.type, files, references or {}, values.metadata(record), record.aliases)
+        return cls(name, record.type, files, {}, values.metadata(record), record.aliases)
 
     def as_references(self, name: str, version: Version, kind: str = "", only: Sequence[str] = ()) -> Draft:
         """The same under another name: references to the files of what has been logged, or to `only` some of them."""
