@@ -114,3 +114,17 @@ def test_the_same_record_makes_the_same_bytes_again(tmp_path: Path) -> None:
         for folder in (place.path / "predictions").glob("val-*"):
             shutil.rmtree(folder)
     assert contents[0] == contents[1]
+
+
+def test_the_same_predictions_on_another_truth_are_matched_again(tmp_path: Path) -> None:
+    place, images = predicted(tmp_path)
+    assert deliver(place, MemoryTracker()) == DONE
+    writer = SampleWriter(Staging(place.path, 2))
+    nothing = Detections([], [])
+    every = [SampleImage(number, 40, 60, path=path, truth=nothing) for number, path in enumerate(images)]
+    found = {number: Detections([0], BOX, [0.89]) for number in range(len(images))}
+    sample, file, _ = writer.write(SampleEvaluation(ValidationSample("d", ["thing"], every), found))
+    directory(tmp_path, Predictions(now_ms(), 1, None, "val", "d", sample, file), Finished(now_ms(), "FINISHED"))
+    tracker = MemoryTracker()
+    assert deliver(place, tracker) == DONE
+    assert [each["instances"].e[0] for each in page(tracker, tmp_path).evaluations[0].images if each] == ["b"] * 3

@@ -66,10 +66,11 @@ class Table(msgspec.Struct):
 
 
 class Recorded(msgspec.Struct):
-    """`evaluation.json`: an evaluation as the pages show it, and where it belongs."""
+    """`evaluation.json`: an evaluation as the pages show it, and where it belongs: digests of both sheets."""
 
     sequence: int
     sample: str
+    predictions: str
     evaluation: ShownEvaluation
 
 
@@ -101,7 +102,9 @@ class PredictionReport:
             self.predictions: PredictionSheet = _sheets.decode_predictions(content)
         except (msgspec.MsgspecError, ValueError) as error:
             raise RejectedError(f"the predictions of step {record.step} cannot be read: {error}") from error
-        stem = f"{_file_name(record.split)}-{record.step or 0:06d}-{Path(record.file.staged).stem[:8]}"
+        self._predictions_digest = Path(record.file.staged).stem
+        both = _sheets.digest(f"{self.sample_digest}{self._predictions_digest}".encode())  # the truth may have changed
+        stem = f"{_file_name(record.split)}-{record.step or 0:06d}-{both[:8]}"
         self.folder = self._root / stem
         with FileLock(self._root / ".lock"):
             if not (self.folder / EVALUATION).exists():
@@ -217,7 +220,8 @@ class PredictionReport:
         self._draw(analysis)
         title = f"{self.sample.dataset}, {evaluation.label}"
         self._write_page([evaluation], title, self.page)
-        _write(self.folder / EVALUATION, msgspec.json.encode(Recorded(sequence, self.sample_digest, evaluation)))
+        recorded = Recorded(sequence, self.sample_digest, self._predictions_digest, evaluation)
+        _write(self.folder / EVALUATION, msgspec.json.encode(recorded))
         self._make_overview()
 
     def _draw(self, analysis: Analysis) -> None:
@@ -319,9 +323,8 @@ def page_at(page: Path, iou: float, target: Path) -> Path:
     document = read_page(page)
     for evaluation in document.evaluations:
         recorded = msgspec.json.decode((root / evaluation.id / EVALUATION).read_bytes(), type=Recorded)
-        (sheet,) = root.glob(f"{evaluation.id.rpartition('-')[2]}*.predictions")
         sample = _sheets.decode_sample((root / f"{recorded.sample}.sample").read_bytes())
-        predictions = _sheets.decode_predictions(sheet.read_bytes())
+        predictions = _sheets.decode_predictions((root / f"{recorded.predictions}.predictions").read_bytes())
         ious = tuple(dict.fromkeys((iou, *evaluation.ious)))
         again = analyse(sample, predictions, ious).show(
             id=evaluation.id, label=evaluation.label, run=evaluation.run, step=evaluation.step, epoch=evaluation.epoch
