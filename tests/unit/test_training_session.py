@@ -6,6 +6,7 @@ from pathlib import Path
 
 import unified_tracker as ut
 from unified_tracker._journal import JournalReader
+from unified_tracker._staging import changed, locate
 from unified_tracker.predictions import SampleEvaluation, SampleImage, ValidationSample
 from unified_tracker.records import Artifact, Metrics, Predictions
 from unified_tracker.training import CheckpointFile, Evaluation, TrainingSession
@@ -74,6 +75,20 @@ def test_only_settled_checkpoints_are_recorded(recording: Path) -> None:
     session.settle(before_step=11)
     assert [name for name, _ in versions(session.run)] == ["model_10.pth"]
     assert not session.unsettled
+    session.training_ended(None)
+
+
+def test_a_checkpoint_that_the_framework_saves_again_is_made_private_first(recording: Path) -> None:
+    session = TrainingSession(ut.start_run("mlflow"))
+    for content in (b"first", b"second"):
+        session.checkpoint_begins(recording / "epoch_1.pth")
+        (recording / "epoch_1.pth").write_bytes(content)
+        session.run.log_checkpoint(recording / "epoch_1.pth", step=1)
+    assert session.run.dir is not None
+    records = [entry.record for entry in JournalReader(session.run.dir / "journal").read(1 << 24, final=True)]
+    files = [record.files[0] for record in records if isinstance(record, Artifact)]
+    assert [changed(session.run.dir, file) for file in files] == [None, None]
+    assert [locate(session.run.dir, file).read_bytes() for file in files] == [b"first", b"second"]
     session.training_ended(None)
 
 
