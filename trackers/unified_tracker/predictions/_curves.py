@@ -78,7 +78,7 @@ def accumulate(tallies: Iterable[Tally], ious: Sequence[float]) -> Curves:
         if not objects:
             continue
         chosen = np.flatnonzero(labels == label)
-        chosen = chosen[np.argsort(-scores[chosen], kind="stable")]
+        chosen = chosen[np.argsort(np.negative(scores[chosen]), kind="stable")]
         counted = ~ignored[:, chosen]
         right = np.cumsum(found[:, chosen] & counted, 1).astype(float)
         wrong = np.cumsum(~found[:, chosen] & counted, 1).astype(float)

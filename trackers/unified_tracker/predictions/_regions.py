@@ -136,7 +136,7 @@ def keypoint_similarity(predicted: Regions, true: Regions) -> Floats:
     corner, size = true.boxes[None, :, None, :2], true.boxes[None, :, None, 2:]
     points = found[:, None, :, :2]
     outside = np.maximum(0, corner - size - points) + np.maximum(0, points - (corner + 2 * size))
-    any_labelled = labelled.any(1)
+    any_labelled: npt.NDArray[np.bool_] = np.asarray(labelled.any(1))
     distance = np.where(any_labelled[None, :, None, None], distance, outside)
     counted = labelled | ~any_labelled[:, None]
     variances = (2 * sigmas) ** 2
