@@ -133,7 +133,8 @@ def _as_bytes(pixels: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
     if pixels.dtype == np.uint8:
         return np.ascontiguousarray(pixels)
     if pixels.dtype == np.bool_:
-        return np.where(pixels, np.uint8(255), np.uint8(0))
+        bright: npt.NDArray[np.uint8] = np.where(pixels, np.uint8(255), np.uint8(0))
+        return bright
     values = np.nan_to_num(pixels.astype(np.float32), posinf=0, neginf=0)
     low, high = (float(values.min()), float(values.max())) if values.size else (0.0, 0.0)
     if np.issubdtype(pixels.dtype, np.floating) and low >= 0 and high <= 1:
