@@ -31,6 +31,7 @@ def test_a_server_is_found_with_its_version_and_missed_when_it_is_gone(
         monkeypatch.delenv(name)
     monkeypatch.setenv("no_proxy", "127.0.0.1")
     monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setattr("unified_tracker._probe.TIMEOUT_S", 60.0)  # a server's first answers on a busy machine
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
