@@ -102,7 +102,7 @@ def old_server(session: nox.Session) -> None:
 def faults(session: nox.Session) -> None:
     """All fault tests with many seeds and kills: an hour; writes docs/faults.md. Arguments go to pytest."""
     python = reference(session)
-    counts = {"SEEDS": "10", "ROWS": "30000", "KILLS": "30", "ROUNDS": "20"}
+    counts = {"SEEDS": "10", "ROWS": "30000", "KILLS": "30", "ROUNDS": "20", "OUTAGE_S": "600", "SPARSE_MIB": "5120"}
     many = {**{f"FAULTS_{name}": count for name, count in counts.items()}, **os.environ}
     many["FAULTS_TABLE"] = str(ROOT / "docs" / "faults.md")
     everything = session.posargs or [
