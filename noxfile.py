@@ -100,9 +100,9 @@ def old_server(session: nox.Session) -> None:
 
 @nox.session(venv_backend="none")
 def faults(session: nox.Session) -> None:
-    """All fault tests with many seeds and kills: an hour; writes docs/faults.md. Arguments go to pytest."""
+    """All fault tests with many seeds and kills: an hour and a half; writes docs/faults.md. Arguments go to pytest."""
     python = reference(session)
-    counts = {"SEEDS": "10", "ROWS": "30000", "KILLS": "30", "ROUNDS": "20", "OUTAGE_S": "600", "SPARSE_MIB": "5120"}
+    counts = {"SEEDS": "10", "ROWS": "30000", "KILLS": "30", "ROUNDS": "20", "OUTAGE_S": "600", "SPARSE_MIB": "1024"}
     many = {**{f"FAULTS_{name}": count for name, count in counts.items()}, **os.environ}
     many["FAULTS_TABLE"] = str(ROOT / "docs" / "faults.md")
     everything = session.posargs or [
