@@ -15,7 +15,7 @@ from unified_tracker._journal import now_ms
 from unified_tracker._lane import DONE
 from unified_tracker._rundir import RunDirectory
 from unified_tracker._staging import Staging
-from unified_tracker.predictions import Detections, SampleEvaluation, SampleImage, ValidationSample
+from unified_tracker.predictions import Detections, SampleEvaluation, SampleImage, ValidationSample, _report
 from unified_tracker.predictions._document import Document
 from unified_tracker.predictions._page import read_page
 from unified_tracker.predictions._writer import SampleWriter
@@ -128,3 +128,23 @@ def test_the_same_predictions_on_another_truth_are_matched_again(tmp_path: Path)
     tracker = MemoryTracker()
     assert deliver(place, tracker) == DONE
     assert [each["instances"].e[0] for each in page(tracker, tmp_path).evaluations[0].images if each] == ["b"] * 3
+
+
+def test_an_uploader_that_dies_over_the_page_of_the_run_makes_it_the_next_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place, _ = predicted(tmp_path)
+    overview = place.path / "predictions" / "index.html"
+    write, failures = _report.write_page, ["once"]
+
+    def dying(document: Document, target: Path) -> None:
+        if target == overview and failures:
+            raise OSError(failures.pop())
+        write(document, target)
+
+    monkeypatch.setattr(_report, "write_page", dying)
+    tracker = MemoryTracker()
+    assert deliver(place, tracker) == DONE
+    assert failures == []
+    assert [evaluation.step for evaluation in read_page(overview).evaluations] == [1]
+    assert tracker.tags["unified_tracker.delivery"] == "complete"

@@ -175,10 +175,23 @@ def _is_held(lock: Path) -> bool:
 
 
 def write_json(path: Path, content: msgspec.Struct) -> None:
-    """Replace a JSON file in one step: a reader sees the old or the new content, never half of it."""
+    """As `write_bytes`, for JSON."""
+    write_bytes(path, msgspec.json.encode(content))
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Replace a file in one step: a reader sees the old or the new content, never half of it.
+
+    Raises:
+        OSError: The disk does not take it; nothing stays behind.
+    """
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_bytes(msgspec.json.encode(content))
-    os.replace(temporary, path)
+    try:
+        temporary.write_bytes(content)
+        os.replace(temporary, path)
+    except OSError:
+        temporary.unlink(missing_ok=True)
+        raise
 
 
 def find_runs(folder: Path) -> Iterator[RunDirectory]:

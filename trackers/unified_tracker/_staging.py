@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Final, Literal
 
 from unified_tracker._guard import LINKS, SMALL, make_private, room_for
-from unified_tracker._rundir import RunDirectory
+from unified_tracker._rundir import RunDirectory, write_bytes
 from unified_tracker._values import as_text
 from unified_tracker.records import StagedFile
 
@@ -76,13 +76,7 @@ class Staging:
         target = self._run_dir / path
         target.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         if not target.is_file() or target.stat().st_size != len(content):
-            temporary = target.with_name(f".{target.name}.{os.getpid()}")
-            try:
-                temporary.write_bytes(content)
-                temporary.replace(target)
-            except OSError:
-                temporary.unlink(missing_ok=True)
-                raise
+            write_bytes(target, content)
         return self._staged(target.name, target)
 
     def hold(self, source: Path, name: str, how: Hold) -> StagedFile:

@@ -19,6 +19,7 @@ from unified_tracker._console import say
 from unified_tracker._errors import ConfigurationError
 from unified_tracker._mask import mask_source
 from unified_tracker._run import Run, reason_of, status_of
+from unified_tracker._rundir import write_bytes
 from unified_tracker._start import RunSettings
 
 if TYPE_CHECKING:  # loads NumPy
@@ -290,9 +291,7 @@ class TrainingSession:
 
     def _write_best(self) -> None:
         if self.run.dir is not None:
-            temporary = self.run.dir / f".{BEST_FILE}"
-            temporary.write_bytes(msgspec.json.encode(self._bests()))
-            temporary.replace(self.run.dir / BEST_FILE)
+            write_bytes(self.run.dir / BEST_FILE, msgspec.json.encode(self._bests()))
 
     def _read_best(self) -> dict[str, Any]:
         if self.run.dir is None:

@@ -25,7 +25,7 @@ from unified_tracker.predictions._sample import (
     ValidationSample,
     choose_images,
 )
-from unified_tracker.predictions._sheets import TaskObjects, by_task, pack
+from unified_tracker.predictions._sheets import TaskObjects, by_task, pack_tasks
 
 PREFIX: Final = ".predictions"
 LENGTH_BYTES: Final = 4
@@ -166,8 +166,7 @@ class SampleCollector:
             self._candidates = self._choose(self._candidates | {image_id})
         classes = len(self._source.classes) or MOST_CLASSES
         try:
-            tasks = {task: pack(found, height, width, classes, predicted=True)
-                     for task, found in by_task(predictions()).items()}  # fmt: skip
+            tasks = pack_tasks(predictions(), height, width, classes, predicted=True)
         except Exception as error:  # noqa: BLE001 -- promise 3: the other images are recorded
             self._warn("predictions of image", image_id, error)
             return

@@ -9,7 +9,7 @@ import webbrowser
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Final
+from typing import TYPE_CHECKING, Annotated, Final
 
 import msgspec
 import typer
@@ -18,6 +18,7 @@ from rich.table import Table
 from rich.text import Text
 
 from unified_tracker._errors import TrackerError
+from unified_tracker.predictions._detections import TASKS
 
 if TYPE_CHECKING:
     from unified_tracker.predictions._comparison import Comparison
@@ -111,10 +112,10 @@ def diff(
         wanted = at or (None, None)
         a = chosen(before, wanted[0], -2 if same and at is None else -1)
         document = side_by_side(before, a, after, chosen(after, wanted[1]))
-        known: dict[str, Any] = {"instances": "instances", "panoptic": "panoptic", "semantic": "semantic"}
-        if task not in known:
-            raise TrackerError(f"--task {task!r}: there are {', '.join(known)}")
-        found = compare(document.images, *document.evaluations, task=known[task], threshold=threshold)
+        known = next((each for each in TASKS if each == task), None)
+        if known is None:
+            raise TrackerError(f"--task {task!r}: there are {', '.join(TASKS)}")
+        found = compare(document.images, *document.evaluations, task=known, threshold=threshold)
         page = output or scratch / "index.html"
         write_page(document, page)
         if as_json:

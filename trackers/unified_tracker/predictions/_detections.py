@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Final, Literal, get_args
 
 Task = Literal["instances", "panoptic", "semantic"]
 """What was asked of the model: objects (boxes, and masks and keypoints where there are any), panoptic segments, or one
@@ -57,6 +57,8 @@ class Detections:
             crowd=output.get("iscrowd"),
         )
 
+
+TASKS: Final[tuple[Task, ...]] = get_args(Task)
 
 TaskDetections = Detections | Mapping[Task, Detections]
 """The objects of one image: of the task "instances", or of several tasks by name."""

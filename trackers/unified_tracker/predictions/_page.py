@@ -13,7 +13,6 @@ import functools
 import hashlib
 import html
 import math
-import os
 import re
 import zlib
 from importlib import resources
@@ -23,6 +22,7 @@ from typing import Any, Final
 import msgspec
 
 from unified_tracker._errors import RecordError
+from unified_tracker._rundir import write_bytes
 from unified_tracker.predictions._document import Document, ShownImage, ShownObjects
 
 # What runs in the page, in this order; one scope.
@@ -43,12 +43,7 @@ def write_page(document: Document, target: Path) -> None:
         document: What the page shows.
         target: The file; its folder exists.
     """
-    beside = target.with_name(f".{target.name}.{os.getpid()}")
-    try:
-        beside.write_bytes(page_bytes(document))
-        beside.replace(target)
-    finally:
-        beside.unlink(missing_ok=True)
+    write_bytes(target, page_bytes(document))
 
 
 def page_bytes(document: Document) -> bytes:

@@ -14,7 +14,6 @@ Made once, by the lane that comes first; the other one finds it. Nothing in here
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -25,7 +24,7 @@ import numpy as np
 from filelock import FileLock
 
 from unified_tracker._errors import RejectedError, TrackerError
-from unified_tracker._rundir import RunDirectory
+from unified_tracker._rundir import RunDirectory, write_bytes
 from unified_tracker._staging import changed, locate
 from unified_tracker.predictions import _sheets
 from unified_tracker.predictions._analysis import Analysis, analyse, show_sample
@@ -167,7 +166,7 @@ class PredictionReport:
         annotations = self._root / f"{self.sample_digest}.annotations.json"
         names = image_names(self.sample)
         if not annotations.exists():
-            _write(annotations, coco_annotations(self.sample, names))
+            write_bytes(annotations, coco_annotations(self.sample, names))
         kept = {f"images/{names[image.id]}": self._originals.find(image) for image in self.sample.images}
         return {"annotations.json": annotations, **{name: path for name, path in kept.items() if path is not None}}
 
@@ -212,26 +211,26 @@ class PredictionReport:
             step=record.step,
             epoch=record.epoch,
         )
-        self.__dict__["evaluation"] = evaluation
+        self.evaluation = evaluation
         for task in analysis.scores:
             name = RESULTS if task == "instances" else f"{task}_{RESULTS}"
-            _write(self.folder / name, coco_results_json(self.sample, self.predictions, task=task))
+            write_bytes(self.folder / name, coco_results_json(self.sample, self.predictions, task=task))
         self._write_parquet(analysis)
         self._draw(analysis)
-        title = f"{self.sample.dataset}, {evaluation.label}"
-        self._write_page([evaluation], title, self.page)
+        images = self.images = self._shown_images()
+        self._write_page([evaluation], images, f"{self.sample.dataset}, {evaluation.label}", self.page)
         recorded = Recorded(sequence, self.sample_digest, self._predictions_digest, evaluation)
-        _write(self.folder / EVALUATION, msgspec.json.encode(recorded))
-        self._make_overview()
+        self._write_overview(recorded, images)
+        write_bytes(self.folder / EVALUATION, msgspec.json.encode(recorded))
 
     def _draw(self, analysis: Analysis) -> None:
         classes, threshold = self.sample.classes, self.predictions.score_threshold
         for task, scores in analysis.scores.items():
             suffix = "" if task == "instances" else f"_{task}"
             matrix = confusion_figure(scores.confusion, classes, iou=analysis.ious[0], threshold=threshold)
-            _write(self.folder / f"confusion_matrix{suffix}.png", matrix)
+            write_bytes(self.folder / f"confusion_matrix{suffix}.png", matrix)
             if scores.curves is not None:
-                _write(self.folder / f"precision_recall{suffix}.png", curves_figure(scores.curves, classes))
+                write_bytes(self.folder / f"precision_recall{suffix}.png", curves_figure(scores.curves, classes))
 
     def _write_parquet(self, analysis: Analysis) -> None:
         try:
@@ -241,10 +240,11 @@ class PredictionReport:
         except ImportError:  # pyarrow comes with MLflow
             return
         for name, content in tables.items():
-            _write(self.folder / name, content)
+            write_bytes(self.folder / name, content)
 
-    def _make_overview(self) -> None:
-        recorded = [self._recorded(path) for path in self._root.glob(f"*/{EVALUATION}")]
+    def _write_overview(self, new: Recorded, images: list[ShownImage]) -> None:
+        """The page of the run: what has been recorded before, and what is new."""
+        recorded = [new, *(self._recorded(path) for path in self._root.glob(f"*/{EVALUATION}"))]
         mine = sorted((each for each in recorded if each.sample == self.sample_digest), key=lambda each: each.sequence)
         notes = []
         if others := len(recorded) - len(mine):
@@ -254,18 +254,27 @@ class PredictionReport:
             notes.append(f"{left_out} older evaluations are left out; each has a page of its own")
         evaluations = [each.evaluation for each in mine[-EVALUATIONS_A_PAGE:]]
         name = self.run.name or f"run {self.run.id}"
-        self._write_page(evaluations, f"{self.sample.dataset}, {name}", self.overview, notes)
+        self._write_page(evaluations, images, f"{self.sample.dataset}, {name}", self.overview, notes)
 
-    def _write_page(
-        self, evaluations: list[ShownEvaluation], title: str, target: Path, notes: Sequence[str] = ()
-    ) -> None:
-        """A page. Its pictures are taken from one that is there already, as far as they are of the same sample."""
+    def _shown_images(self) -> list[ShownImage]:
+        """The images; with their pictures where a page of the same sample is there already."""
         images = show_sample(self.sample)
         for page in (self.overview, *self._root.glob(f"*/{PAGE}")):
             if page.exists() and (before := read_page(page)).sample == self.sample_digest:
                 for image, known in zip(images, before.images, strict=True):
                     image.src, image.why = known.src, known.why
                 break
+        return images
+
+    def _write_page(
+        self,
+        evaluations: list[ShownEvaluation],
+        images: list[ShownImage],
+        title: str,
+        target: Path,
+        notes: Sequence[str] = (),
+    ) -> None:
+        """A page; the images are given the pictures that they have not got yet."""
         document = self._document(title, images, evaluations, notes)
         self._fit(document)
         write_page(document, target)
@@ -285,7 +294,7 @@ class PredictionReport:
         fit_pictures(document, sources, min(room, PAGE_BYTES))
 
     def _document(
-        self, title: str, images: list[ShownImage], evaluations: list[ShownEvaluation], notes: Sequence[str] = ()
+        self, title: str, images: list[ShownImage], evaluations: list[ShownEvaluation], notes: Sequence[str]
     ) -> Document:
         sample = self.sample
         return Document(
@@ -321,7 +330,7 @@ def page_at(page: Path, iou: float, target: Path) -> Path:
     if root is None or not list(root.glob("*.sample")):
         raise TrackerError(f"{page} is not in a run directory: it cannot be matched again")
     document = read_page(page)
-    for evaluation in document.evaluations:
+    for index, evaluation in enumerate(document.evaluations):
         recorded = msgspec.json.decode((root / evaluation.id / EVALUATION).read_bytes(), type=Recorded)
         sample = _sheets.decode_sample((root / f"{recorded.sample}.sample").read_bytes())
         predictions = _sheets.decode_predictions((root / f"{recorded.predictions}.predictions").read_bytes())
@@ -329,7 +338,7 @@ def page_at(page: Path, iou: float, target: Path) -> Path:
         again = analyse(sample, predictions, ious).show(
             id=evaluation.id, label=evaluation.label, run=evaluation.run, step=evaluation.step, epoch=evaluation.epoch
         )
-        document.evaluations[document.evaluations.index(evaluation)] = again
+        document.evaluations[index] = again
     write_page(document, target)
     return target
 
@@ -346,9 +355,3 @@ def _label(record: Predictions) -> str:
 
 def _file_name(text: str) -> str:
     return "".join(letter if letter.isalnum() or letter in "-_." else "_" for letter in text)[:80] or "evaluation"
-
-
-def _write(path: Path, content: bytes) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_bytes(content)
-    temporary.replace(path)

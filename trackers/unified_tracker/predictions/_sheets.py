@@ -7,7 +7,7 @@ uploader. Masks are COCO's compressed run-length encoding, or the polygons that 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any, Final
 
 import msgspec
@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from unified_tracker._errors import RecordError
-from unified_tracker.predictions._detections import Detections, Task, TaskDetections
+from unified_tracker.predictions._detections import TASKS, Detections, Task, TaskDetections
 from unified_tracker.predictions._rle import first_broken
 from unified_tracker.predictions._runlengths import encode_bitmap
 from unified_tracker.predictions._sample import ImageId
@@ -134,6 +134,23 @@ def digest(content: bytes) -> str:
 def by_task(given: TaskDetections) -> Mapping[Task, Detections]:
     """Detections of one task, or of several, alike."""
     return {"instances": given} if isinstance(given, Detections) else given
+
+
+def pack_tasks(given: TaskDetections, height: int, width: int, classes: int, *, predicted: bool) -> TaskObjects:
+    """`pack` for each task of an image.
+
+    Raises:
+        RecordError: There is no such task, or the parts of one do not fit together.
+    """
+    tasks = by_task(given)
+    refuse_unknown_tasks(tasks)
+    return {task: pack(objects, height, width, classes, predicted=predicted) for task, objects in tasks.items()}
+
+
+def refuse_unknown_tasks(tasks: Collection[str]) -> None:
+    """Raise a `RecordError` that names a task which there is not."""
+    if unknown := set(tasks) - set(TASKS):
+        raise RecordError(f"unknown task {sorted(map(str, unknown))[0]!r}; there are {', '.join(sorted(TASKS))}")
 
 
 def pack(given: Detections, height: int, width: int, classes: int, *, predicted: bool) -> Objects:

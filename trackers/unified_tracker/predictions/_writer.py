@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import io
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
@@ -28,7 +27,6 @@ UNFIT: Final = (
     IndexError,
 )  # of an image, not of a sample
 FOLDER: Final = "predictions"  # in the run directory
-TASKS: Final = frozenset({"instances", "panoptic", "semantic"})
 
 
 class SampleWriter:
@@ -65,7 +63,7 @@ class SampleWriter:
             if size is None:
                 continue
             try:
-                images[image_id] = self._packed(given, *size, predicted=True)
+                images[image_id] = self._packed(given, *size)
             except UNFIT as error:
                 refused.append(f"predictions of image {image_id!r}: {error}")
         metrics = {as_text(name): value for name, value in evaluation.metrics.items() if number(value) is not None}
@@ -110,10 +108,7 @@ class SampleWriter:
         height, width = int(image.height), int(image.width)
         truth = None
         if image.truth is not None:
-            truth = {
-                task: _sheets.pack(objects, height, width, classes, predicted=False)
-                for task, objects in _checked(_sheets.by_task(image.truth)).items()
-            }
+            truth = _sheets.pack_tasks(image.truth, height, width, classes, predicted=False)
         image_id: ImageId = image.id if isinstance(image.id, str) else int(image.id)
         file, size, mtime_ns, name = "", 0, 0, str(image_id)
         if image.pixels is not None:
@@ -129,20 +124,11 @@ class SampleWriter:
                 pass  # the uploader says so on the page
         return ImageSheet(image_id, as_text(image.name or name), height, width, as_text(file), size, mtime_ns, truth)
 
-    def _packed(self, given: Any, height: int, width: int, *, predicted: bool) -> TaskObjects:
-        classes = len(self._sheet.classes)
+    def _packed(self, given: Any, height: int, width: int) -> TaskObjects:
         if not isinstance(given, Detections) and all(isinstance(each, _sheets.Objects) for each in given.values()):
-            return dict(_checked(given))  # packed when it was collected
-        return {
-            task: _sheets.pack(objects, height, width, classes, predicted=predicted)
-            for task, objects in _checked(_sheets.by_task(given)).items()
-        }
-
-
-def _checked(tasks: Mapping[Any, Any]) -> Mapping[Any, Any]:
-    if unknown := set(tasks) - TASKS:
-        raise RecordError(f"unknown task {sorted(map(str, unknown))[0]!r}; there are {', '.join(sorted(TASKS))}")
-    return tasks
+            _sheets.refuse_unknown_tasks(given)
+            return dict(given)  # packed when it was collected
+        return _sheets.pack_tasks(given, height, width, len(self._sheet.classes), predicted=True)
 
 
 def _pixels(given: Any) -> tuple[str, bytes]:
