@@ -4,13 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
-import socket
-import subprocess
-import sys
-import time
-import urllib.request
 from collections.abc import Iterator
 from io import BytesIO
 from pathlib import Path
@@ -23,6 +17,7 @@ import pytest
 from PIL import Image
 
 from tests.mlflow_reading import ALIAS, MlflowRun
+from tests.mlflow_serving import mlflow_server
 from unified_tracker import Tracker
 from unified_tracker.backends._mlflow import create
 from unified_tracker.records import Media, StagedFile
@@ -80,28 +75,8 @@ def server(tmp_path_factory: pytest.TempPathFactory, template: Path) -> Iterator
     """A real `mlflow server` with its artifact proxy: address and database."""
     folder = tmp_path_factory.mktemp("server")
     shutil.copyfile(template, folder / "mlflow.db")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
-    command += ["--backend-store-uri", f"sqlite:///{folder / 'mlflow.db'}"]
-    command += ["--artifacts-destination", str(folder / "artifacts")]
-    with (folder / "log").open("wb") as log:
-        process = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True, cwd=folder)
-    uri = f"http://127.0.0.1:{port}"
-    try:
-        for _ in range(300):
-            try:
-                urllib.request.urlopen(f"{uri}/health", timeout=1)
-                break
-            except OSError:
-                time.sleep(0.2)
-        else:
-            pytest.fail((folder / "log").read_text())
+    with mlflow_server(folder) as uri:
         yield uri, folder / "mlflow.db"
-    finally:
-        os.killpg(process.pid, 9)
-        process.wait(timeout=10)
 
 
 class TestMlflowServer(TrackerConformance):

@@ -5,11 +5,9 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
-import urllib.request
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,6 +16,7 @@ import msgspec
 import pytest
 
 from tests.faults.proxy import FaultProxy
+from tests.mlflow_serving import mlflow_server
 from unified_tracker._journal import Journal, now_ms
 from unified_tracker._rundir import LaneState, RunDirectory
 from unified_tracker.records import Finished, Record, Started
@@ -31,25 +30,9 @@ IMPATIENT = {"MLFLOW_HTTP_REQUEST_TIMEOUT": "5", "UNIFIED_TRACKER_RETRY_CAP_S": 
 
 @pytest.fixture(scope="session")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """Address of a real `mlflow server` with one worker, SQLite and its artifact proxy."""
-    folder = tmp_path_factory.mktemp("server")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    command = [SERVER_PYTHON, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
-    command += ["--backend-store-uri", f"sqlite:///{folder / 'mlflow.db'}"]
-    command += ["--artifacts-destination", str(folder / "artifacts")]
-    environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
-    environment["PATH"] = f"{Path(SERVER_PYTHON).parent}{os.pathsep}{environment['PATH']}"  # it starts gunicorn by name
-    with (folder / "log").open("wb") as log:
-        process = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True, cwd=folder, env=environment)
-    uri = f"http://127.0.0.1:{port}"
-    try:
-        wait_until(lambda: answers(f"{uri}/health"), lambda: (folder / "log").read_text())
+    """Address of a real `mlflow server`, of the version that is asked for."""
+    with mlflow_server(tmp_path_factory.mktemp("server"), SERVER_PYTHON) as uri:
         yield uri
-    finally:
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait(timeout=10)
 
 
 @pytest.fixture
@@ -157,14 +140,6 @@ def wait_until(condition: Callable[[], object], why: Callable[[], str] = lambda:
     while not condition():
         assert time.monotonic() < end, f"waited {timeout_s:.0f} s in vain {why()}"
         time.sleep(0.05)
-
-
-def answers(url: str) -> bool:
-    try:
-        urllib.request.urlopen(url, timeout=2).close()
-    except OSError:
-        return False
-    return True
 
 
 def processes_of(run_dir: Path) -> list[int]:
