@@ -59,6 +59,7 @@ def configuration(arguments: argparse.Namespace, classes: int) -> CfgNode:
     cfg.MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE = 32
     cfg.MODEL.ROI_BOX_HEAD.FC_DIM = 128
     cfg.MODEL.ROI_MASK_HEAD.NUM_CONV, cfg.MODEL.ROI_MASK_HEAD.CONV_DIM = 1, 32
+    cfg.SEED = 0
     cfg.INPUT.MIN_SIZE_TRAIN, cfg.INPUT.MIN_SIZE_TEST = (arguments.size,), arguments.size
     cfg.SOLVER.IMS_PER_BATCH, cfg.SOLVER.BASE_LR, cfg.SOLVER.WARMUP_ITERS = 4, 0.02, 10
     cfg.SOLVER.CLIP_GRADIENTS.ENABLED = True

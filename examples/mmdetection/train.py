@@ -49,6 +49,7 @@ def configuration(arguments: argparse.Namespace, classes: tuple[str, ...]) -> Co
     cfg.default_hooks.logger.interval = 5
     cfg.default_hooks.checkpoint.update(interval=1, max_keep_ckpts=2, save_best="coco/bbox_mAP")
     cut(cfg.model, len(classes))
+    cfg.randomness = {"seed": 0}
     cfg.resume = arguments.resume
     cfg.merge_from_dict(arguments.cfg_options)
     return cfg
