@@ -16,9 +16,10 @@ from detectron2.engine import HookBase
 from detectron2.utils import comm
 
 from unified_tracker import Run
+from unified_tracker._console import say
 from unified_tracker.predictions._collector import Ranks
-from unified_tracker.training import CheckpointFile, Evaluation, RunSettings, TrainingSession, guarded
-from unified_tracker_detectron2 import _facts, _metrics
+from unified_tracker.training import CheckpointFile, Detector, Evaluation, RunSettings, TrainingSession, guarded
+from unified_tracker_detectron2 import _facts, _metrics, _portable
 from unified_tracker_detectron2._config import as_dict, as_yaml, evaluated_datasets, hook_arguments
 from unified_tracker_detectron2._facts import TrainingSizes
 from unified_tracker_detectron2._predictions import EvaluationResults, EvaluationWatch, ModelListener
@@ -301,7 +302,16 @@ class UnifiedTrackerHook(HookBase):
         config = self._any_config()
         source = self._cfg if self._cfg is not None else config
         self._sizes = TrainingSizes(self.trainer, source)
-        self._configure(config, _facts.effective_training(self.trainer, source, self._sizes))
+        self._configure(config, _facts.effective_training(self.trainer, source, self._sizes), self._detector(source))
+
+    def _detector(self, source: Any) -> Detector | None:
+        """What goes along with each checkpoint. Tracking does without where a catalog or configuration is odd."""
+        model = getattr(self.trainer, "model", None)
+        try:
+            return _portable.detector(source, model)
+        except Exception as error:  # noqa: BLE001 -- the training's configuration is recorded in any case
+            say(f"checkpoints are recorded without their configuration: {type(error).__name__}: {error}")
+            return None
 
     def _any_config(self) -> Any:
         """What is recorded as parameters."""
@@ -312,13 +322,14 @@ class UnifiedTrackerHook(HookBase):
         # Hooks do not keep their trainer alive.
         return None if self._trained is not None else getattr(self.trainer, "cfg", None)
 
-    def _configure(self, config: Any, effective: Mapping[str, Any]) -> None:
+    def _configure(self, config: Any, effective: Mapping[str, Any], detector: Detector | None = None) -> None:
         source = self._cfg if self._cfg is not None else config
         assert self._session is not None  # noqa: S101 -- callers have made it
         self._session.training_started(
             as_dict(config) if config is not None else {},
             effective,
             (CONFIG_FILE, as_yaml(source)) if source is not None else None,
+            detector,
         )
 
     def _record(self, step: int, *, evaluations_only: bool = False) -> None:

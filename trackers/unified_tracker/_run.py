@@ -5,6 +5,7 @@ from __future__ import annotations
 import builtins
 import contextlib
 import functools
+import hashlib
 import re
 import sys
 import time
@@ -47,6 +48,7 @@ OnError = Literal["warn", "raise"]
 P = ParamSpec("P")
 
 REWRITTEN: Final = re.compile(r"(model_best|model_final|last|latest|best)(\.\w+)*", re.IGNORECASE)
+COMPANIONS: Final = "companions"  # in the run directory: kept, and small
 PULSE_S: Final = 2.0
 WARNINGS: Final = 100  # kinds of them, over the life of a run
 KILL_CODES: Final = frozenset({130, 137, 143})  # 128 + SIGINT, SIGKILL, SIGTERM
@@ -68,7 +70,7 @@ def _call(method: Callable[Concatenate[Run, P], None]) -> Callable[Concatenate[R
         except _RefusedError:
             raise
         except Exception as error:  # noqa: BLE001 -- promise 3: tracking never ends a training
-            self._refuse(method.__name__, f"{type(error).__name__}: {error}", error=error)
+            self._refuse(method.__name__.lstrip("_"), f"{type(error).__name__}: {error}", error=error)
 
     return cast("Callable[Concatenate[Run, P], None]", call)
 
@@ -278,25 +280,7 @@ class Run:
             aliases: Names that move to this version, such as "best"; "latest" is implied.
             metadata: Stored with the version.
         """
-        source = Path(path)
-        at_risk = source in self._logged_paths or REWRITTEN.fullmatch(source.name) is not None
-        how: Hold = "guarded" if at_risk else "link"
-        files = self._hold(source, how)
-        self._logged_paths.add(source)
-        values, refused = self._numbers(metrics or {})
-        record = Artifact(
-            now_ms(),
-            f"run-{self.id}-model",
-            "model",
-            files,
-            _aliases(aliases),
-            _metadata(metadata),
-            values,
-            step_number(step)[0],
-            None if epoch is None else number(epoch),
-        )
-        self._append(record)
-        self._refuse("log_checkpoint", *refused)
+        self._checkpoint(path, step, epoch, metrics, aliases, metadata, {})
 
     @_call
     def log_predictions(
@@ -341,6 +325,20 @@ class Run:
         )
         self._append(record)
         self._refuse("log_predictions", *refused)
+
+    @_call
+    def _log_checkpoint(
+        self,
+        path: Path,
+        step: int,
+        epoch: float | None,
+        metrics: Mapping[str, Any],
+        aliases: Sequence[str],
+        metadata: Mapping[str, Any],
+        companions: Mapping[str, bytes],
+    ) -> None:
+        """`log_checkpoint` with files beside it that the run holds once, however many checkpoints have them."""
+        self._checkpoint(path, step, epoch, metrics, aliases, metadata, companions)
 
     @_call
     def _before_rewrite(self, path: Path) -> None:
@@ -446,6 +444,51 @@ class Run:
                 self._append(Params(now_ms(), {name: value}))
             except ValueError as error:  # noqa: PERF203 -- a configuration of over 16 MiB is no everyday matter
                 yield name, str(error)
+
+    def _checkpoint(
+        self,
+        path: str | Path,
+        step: int | None,
+        epoch: float | None,
+        metrics: Mapping[str, Any] | None,
+        aliases: Sequence[str],
+        metadata: Mapping[str, Any] | None,
+        companions: Mapping[str, bytes],
+    ) -> None:
+        source = Path(path)
+        at_risk = source in self._logged_paths or REWRITTEN.fullmatch(source.name) is not None
+        how: Hold = "guarded" if at_risk else "link"
+        files = self._hold(source, how)
+        self._logged_paths.add(source)
+        values, refused = self._numbers(metrics or {})
+        record = Artifact(
+            now_ms(),
+            f"run-{self.id}-model",
+            "model",
+            (*files, *self._beside(files, companions)),
+            _aliases(aliases),
+            _metadata(metadata),
+            values,
+            step_number(step)[0],
+            None if epoch is None else number(epoch),
+        )
+        self._append(record)
+        self._refuse("log_checkpoint", *refused)
+
+    def _beside(self, files: Sequence[StagedFile], companions: Mapping[str, bytes]) -> Iterator[StagedFile]:
+        """The companions of a checkpoint, staged; what it has itself goes before. Without them it is recorded too."""
+        assert self._staging is not None  # noqa: S101 -- `_call` has checked `active`
+        own = {file.path for file in files}
+        for name, content in companions.items():
+            if name in own:
+                continue
+            digest = hashlib.sha256(content).hexdigest()[:32]
+            try:
+                staged = self._staging.keep(f"{COMPANIONS}/{digest}-{name}", content)
+            except OSError as error:
+                say(f"{name} cannot be recorded beside the checkpoint: {error}")
+                continue
+            yield msgspec.structs.replace(staged, path=name)
 
     def _hold(self, source: Path, how: Hold) -> tuple[StagedFile, ...]:
         """Stage a file or a folder; a refusal is told on the run, with its reason."""
