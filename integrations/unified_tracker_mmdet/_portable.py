@@ -46,7 +46,16 @@ def _configuration(runner: Runner) -> str:
             pass
         else:
             return text
-    return unsalted(str(Config(mask(_facts.configuration(runner))).pretty_text))
+    return unsalted(str(Config(_masked(_facts.configuration(runner))).pretty_text))
+
+
+def _masked(value: Any, key: str = "") -> Any:
+    """As `mask`, but tuples stay tuples: transforms refuse lists."""
+    if isinstance(value, dict):
+        return {name: _masked(inner, str(name)) for name, inner in value.items()}
+    if isinstance(value, (list, tuple)):
+        return type(value)(_masked(inner, key) for inner in value)
+    return mask(value, key)
 
 
 def _classes(dataset: Any) -> tuple[tuple[str, ...], tuple[int, ...] | None]:

@@ -67,7 +67,7 @@ class Detector(msgspec.Struct, frozen=True, kw_only=True):
         )
         return {
             self.config: self.text.encode("utf-8", "replace"),
-            CARD_FILE: msgspec.json.format(msgspec.json.encode(card), indent=2),
+            CARD_FILE: msgspec.json.format(msgspec.json.encode(card), indent=2) + b"\n",
         }
 
 

@@ -18,6 +18,7 @@ from typing import Any
 
 import mlflow.models
 import mlflow.pyfunc
+import pandas
 from mlflow.exceptions import MlflowException
 from PIL import Image
 
@@ -47,12 +48,12 @@ class Detector(mlflow.pyfunc.PythonModel):  # type: ignore[misc]  # MLflow is no
             files["config"], files["weights"], self._card.get("imports") or (), settings.get("device")
         )
 
-    def predict(self, context: Any, model_input: Any, params: dict[str, Any] | None = None) -> list[Any]:
+    def predict(self, context: Any, model_input: pandas.DataFrame, params: dict[str, Any] | None = None) -> list[Any]:
         """Detect.
 
         Args:
             context: MLflow's.
-            model_input: As above.
+            model_input: As above; MLflow makes a frame of whatever it is given.
             params: "score_threshold": the lowest score that is returned; default 0, all that the model gives.
 
         Raises:
@@ -106,22 +107,18 @@ class Detector(mlflow.pyfunc.PythonModel):  # type: ignore[misc]  # MLflow is no
 
 
 def _pictures(given: Any) -> Iterator[Any]:
-    """One by one, out of whatever MLflow hands over: a frame, a mapping, an array, a list, a single picture."""
-    if hasattr(given, "columns"):
-        if COLUMN not in given.columns and len(given.columns) != 1:
-            raise MlflowException.invalid_parameter_value(f'there is no column "{COLUMN}"')
-        given = given[COLUMN if COLUMN in given.columns else given.columns[0]]
-    elif isinstance(given, Mapping):
+    """One by one: out of a frame, or a list; a cell of a frame may hold a list again."""
+    if isinstance(given, (pandas.DataFrame, Mapping)):
         if COLUMN not in given:
-            raise MlflowException.invalid_parameter_value(f'there is no "{COLUMN}"')
+            raise MlflowException.invalid_parameter_value(f'there is no column "{COLUMN}"')
         given = given[COLUMN]
-    if hasattr(given, "tolist") and not isinstance(given, memoryview):
+    if isinstance(given, pandas.Series):
         given = given.tolist()
-    for each in given if isinstance(given, (list, tuple)) else [given]:
-        if isinstance(each, (list, tuple, Mapping)):
+    if isinstance(given, (list, tuple)):
+        for each in given:
             yield from _pictures(each)
-        else:
-            yield each
+    else:
+        yield given
 
 
 def _refused(number: int, why: str) -> MlflowException:

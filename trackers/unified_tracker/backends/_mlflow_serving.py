@@ -35,6 +35,7 @@ NEEDED: Final = {  # import names; distributions may be called otherwise
     "mmdetection": ("torch", "torchvision", "mmengine", "mmcv", "mmdet"),
 }
 NEEDED_BY_ALL: Final = ("numpy", "PIL", "pycocotools")
+BUILD_TOOLS: Final = ("pip", "setuptools", "wheel")
 SIGNATURE: Final = ModelSignature(
     Schema([ColSpec("string", "image")]),  # MLflow lets bytes pass in a column of strings
     params=ParamSchema([ParamSpec("score_threshold", "double", 0.0)]),
@@ -78,11 +79,10 @@ def add_serving_files(folder: Path, model: LoggedModel) -> str | None:
 def _describe(folder: Path, model: LoggedModel, card: DetectorCard) -> None:
     """Write `MLmodel`; the same for every try."""
     artifacts = {"weights": card.weights, "config": card.config, "card": CARD_FILE, "framework": FRAMEWORK}
+    created = datetime.fromtimestamp(model.creation_timestamp / 1000, timezone.utc)
     described = Model(
         run_id=model.source_run_id,
-        utc_time_created=str(
-            datetime.fromtimestamp(model.creation_timestamp / 1000, timezone.utc).replace(tzinfo=None)
-        ),
+        utc_time_created=str(created.replace(tzinfo=None)),
         signature=SIGNATURE,
         model_uuid=model.model_id.removeprefix("m-"),
         model_id=model.model_id,
@@ -138,7 +138,7 @@ def _pinned(distribution: importlib.metadata.Distribution) -> str:
 
 
 def _python_env() -> dict[str, Any]:
-    build = [f"{name}=={version}" if version else name for name, version in _build_tools()]
+    build = [name if version is None else f"{name}=={version}" for name, version in map(_installed, BUILD_TOOLS)]
     return {
         "python": platform.python_version(),
         "build_dependencies": build,
@@ -152,12 +152,11 @@ def _conda_env(packages: list[str]) -> dict[str, Any]:
     return {"name": "mlflow-env", "channels": ["conda-forge"], "dependencies": [python, "pip", pip]}
 
 
-def _build_tools() -> Iterator[tuple[str, str | None]]:
-    for name in ("pip", "setuptools", "wheel"):
-        try:
-            yield name, importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            yield name, None
+def _installed(name: str) -> tuple[str, str | None]:
+    try:
+        return name, importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return name, None
 
 
 def _write_yaml(path: Path, content: Any) -> None:
