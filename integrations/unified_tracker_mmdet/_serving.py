@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib
 import pickle
 import tempfile
+import warnings
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from mmdet.structures.mask import encode_mask_results
 from mmdet.utils import get_test_pipeline_cfg
 from mmengine.config import Config
 from mmengine.dataset import Compose
+from mmengine.runner import load_state_dict
 from mmengine.utils import import_modules_from_strings
 
 TRACKER = "unified_tracker_mmdet"  # a hook of the training, of no use here
@@ -45,8 +47,9 @@ class FrameworkDetector:
         names = [custom["imports"]] if isinstance(custom.get("imports"), str) else custom.get("imports") or []
         # A training imports more than the model needs: what is really missing is named when the model is built.
         import_modules_from_strings([name for name in names if name != TRACKER], allow_failed_imports=True)
-        self._model = init_detector(cfg, None, palette="random", device=device or _device())
-        self._model.load_state_dict(_weights(weights), strict=False)
+        with warnings.catch_warnings(record=True):  # that without a checkpoint it takes the classes of COCO
+            self._model = init_detector(cfg, None, palette="random", device=device or _device())
+        load_state_dict(self._model, _weights(weights))  # says what does not fit, as `init_detector` does
         self._pipeline = Compose(get_test_pipeline_cfg(cfg))
 
     def detect(self, content: bytes) -> list[dict[str, Any]]:

@@ -62,7 +62,7 @@ def expected(trained: Training, image: Path) -> list[dict[str, Any]]:
 
 def test_http_answers_what_detectron2_finds(trained: Training, model: Any, shapes: Path, tmp_path: Path) -> None:
     first, second = sorted((shapes / "val").iterdir())[:2]
-    with served(f"models:/{model.model_id}", trained.uri, tmp_path) as url:
+    with served("models:/shapes@last", trained.uri, tmp_path) as url:
         status, answer = ask(url, {"dataframe_split": {"columns": ["image"], "data": [[encoded(first)]]}})
         assert status == 200, answer["stack_trace"]
         (rows,) = answer["predictions"]
@@ -84,6 +84,19 @@ def test_http_answers_what_detectron2_finds(trained: Training, model: Any, shape
         assert (status, "picture 0 is no base64; paths are not taken here" in answer["message"]) == (400, True)
         status, answer = ask(url, {"inputs": ["aGVsbG8="]})
         assert (status, "picture 0 is no picture" in answer["message"]) == (400, True)
+
+
+def test_registered_aliases_name_the_checkpoints_that_the_run_names(trained: Training) -> None:
+    run = MlflowRun(trained.uri, trained.said["run_id"])
+    by_source = {f"models:/{model.model_id}": model.params["step"] for model in run.models()}
+    registered = {
+        alias: by_source[run.client.get_model_version("shapes", version).source]
+        for alias, version in run.client.get_registered_model("shapes").aliases.items()
+    }
+    aliases = run.model_aliases()
+    assert registered["last"] == aliases["latest"] == "25"
+    assert registered["best"] == aliases["best"]
+    assert registered["best-bbox_AP"] == aliases["best-bbox.AP"]
 
 
 def test_python_takes_bytes_and_paths(trained: Training, folder: Path, shapes: Path) -> None:
