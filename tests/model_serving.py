@@ -30,7 +30,9 @@ sys.meta_path.insert(0, Hidden())
 
 
 @contextlib.contextmanager
-def served(model: str, tracking_uri: str, folder: Path, *, without_tracker: bool = False) -> Iterator[str]:
+def served(
+    model: str, tracking_uri: str, folder: Path, *, without_tracker: bool = False, **settings: Any
+) -> Iterator[str]:
     """Address at which a model answers; ended with all its processes.
 
     Args:
@@ -38,6 +40,7 @@ def served(model: str, tracking_uri: str, folder: Path, *, without_tracker: bool
         tracking_uri: Where it is.
         folder: An empty one, for the log.
         without_tracker: Serve where no module of ours can be imported.
+        settings: The model's.
     """
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -45,6 +48,8 @@ def served(model: str, tracking_uri: str, folder: Path, *, without_tracker: bool
     command = [sys.executable, "-m", "mlflow", "models", "serve", "-m", model, "--env-manager", "local"]
     command += ["--host", "127.0.0.1", "--port", str(port)]
     environment = {**os.environ, "MLFLOW_TRACKING_URI": tracking_uri}
+    if settings:
+        environment["SERVING_MODEL_CONFIG"] = json.dumps(settings)
     environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{environment['PATH']}"  # it starts uvicorn by name
     if without_tracker:
         (folder / "sitecustomize.py").write_text(WITHOUT_TRACKER)

@@ -16,7 +16,6 @@ from detectron2.engine import HookBase
 from detectron2.utils import comm
 
 from unified_tracker import Run
-from unified_tracker._console import say
 from unified_tracker.predictions._collector import Ranks
 from unified_tracker.training import CheckpointFile, Detector, Evaluation, RunSettings, TrainingSession, guarded
 from unified_tracker_detectron2 import _facts, _metrics, _portable
@@ -302,16 +301,8 @@ class UnifiedTrackerHook(HookBase):
         config = self._any_config()
         source = self._cfg if self._cfg is not None else config
         self._sizes = TrainingSizes(self.trainer, source)
-        self._configure(config, _facts.effective_training(self.trainer, source, self._sizes), self._detector(source))
-
-    def _detector(self, source: Any) -> Detector | None:
-        """What goes along with each checkpoint. Tracking does without where a catalog or configuration is odd."""
-        model = getattr(self.trainer, "model", None)
-        try:
-            return _portable.detector(source, model)
-        except Exception as error:  # noqa: BLE001 -- the training's configuration is recorded in any case
-            say(f"checkpoints are recorded without their configuration: {type(error).__name__}: {error}")
-            return None
+        detector = _portable.detector(source, getattr(self.trainer, "model", None))
+        self._configure(config, _facts.effective_training(self.trainer, source, self._sizes), detector)
 
     def _any_config(self) -> Any:
         """What is recorded as parameters."""

@@ -10,6 +10,7 @@ from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 from fvcore.common.registry import Registry
 
+from unified_tracker._console import say
 from unified_tracker._detector import modules_beyond
 from unified_tracker.training import Detector
 from unified_tracker_detectron2._config import masked_yaml
@@ -27,6 +28,14 @@ def detector(cfg: Any, model: Any) -> Detector | None:
     """
     if not isinstance(cfg, CfgNode):
         return None
+    try:
+        return _detector(cfg, model)
+    except Exception as error:  # noqa: BLE001 -- whatever is odd in it: checkpoints are recorded in any case
+        say(f"checkpoints are recorded without their configuration: {type(error).__name__}: {error}")
+        return None
+
+
+def _detector(cfg: CfgNode, model: Any) -> Detector:
     classes, category_ids = _classes(cfg)
     text = masked_yaml(cfg)
     return Detector(

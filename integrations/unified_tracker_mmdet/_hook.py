@@ -15,7 +15,7 @@ from mmengine.registry import HOOKS
 from mmengine.runner import Runner
 
 from unified_tracker import ConfigurationError, Run
-from unified_tracker.training import CheckpointFile, Detector, Evaluation, RunSettings, TrainingSession, guarded
+from unified_tracker.training import CheckpointFile, Evaluation, RunSettings, TrainingSession, guarded
 from unified_tracker_mmdet import _facts, _metrics, _portable
 from unified_tracker_mmdet._arguments import read_init_kwargs
 from unified_tracker_mmdet._predictions import EvaluationWatch
@@ -275,16 +275,8 @@ class UnifiedTrackerHook(Hook):
         self._remember(runner)
         effective = _facts.effective_training(runner, self._sizes)
         file = _facts.configuration_file(runner) if self._suffixes else None
-        detector = self._detector(runner) if self._log_checkpoint else None
+        detector = _portable.detector(runner) if self._log_checkpoint else None
         session.training_started(_facts.configuration(runner), effective, file, detector)
-
-    def _detector(self, runner: Runner) -> Detector | None:
-        """What goes along with each checkpoint. Tracking does without where a data set or configuration is odd."""
-        try:
-            return _portable.detector(runner)
-        except Exception as error:  # noqa: BLE001 -- the training's configuration is recorded in any case
-            _warn(f"checkpoints are recorded without their configuration: {type(error).__name__}: {error}")
-            return None
 
     def _open_for_evaluation(self, runner: Runner) -> None:
         if self._training or (self._run is not None and (self._session is None or self._run.active)):

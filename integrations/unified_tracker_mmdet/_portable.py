@@ -8,6 +8,7 @@ from typing import Any, Final
 from mmengine.config import Config
 from mmengine.runner import Runner
 
+from unified_tracker._console import say
 from unified_tracker._detector import modules_beyond
 from unified_tracker._mask import mask, mask_source, unsalted
 from unified_tracker.training import Detector
@@ -18,8 +19,16 @@ CONFIG_FILE: Final = "config.py"
 KNOWN: Final = ("mmcv", "mmdet", "mmengine", "torch", "torchvision")
 
 
-def detector(runner: Runner) -> Detector:
-    """The detector that a runner trains. Reads the built training set's names, and the configuration."""
+def detector(runner: Runner) -> Detector | None:
+    """The detector that a runner trains; None, said once, where its data set or configuration is too odd."""
+    try:
+        return _detector(runner)
+    except Exception as error:  # noqa: BLE001 -- checkpoints are recorded in any case
+        say(f"checkpoints are recorded without their configuration: {type(error).__name__}: {error}")
+        return None
+
+
+def _detector(runner: Runner) -> Detector:
     classes, category_ids = _classes(getattr(runner.train_dataloader, "dataset", None))
     return Detector(
         framework="mmdetection",

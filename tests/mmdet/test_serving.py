@@ -68,10 +68,12 @@ def test_http_answers_what_mmdetection_finds_also_without_the_tracker(
     (config,) = masked.work_dir.glob("*.py")
     found = expected(config, masked.work_dir / "epoch_1.pth", image)
     assert "masks" in found
-    with served(f"models:/{model.model_id}", masked.uri, tmp_path, without_tracker=True) as url:
+    with served(f"models:/{model.model_id}", masked.uri, tmp_path, without_tracker=True, allow_paths=True) as url:
         status, answer = ask(url, {"dataframe_records": [{"image": encoded(image)}]})
         assert status == 200, answer["stack_trace"]
         assert_same(answer["predictions"][0], found)
+        status, by_path = ask(url, {"inputs": [str(image)]})
+        assert by_path == answer
         status, answer = ask(url, {"inputs": [encoded(image)], "params": {"score_threshold": 2.0}})
         assert (status, answer) == (200, {"predictions": [[]]})
 

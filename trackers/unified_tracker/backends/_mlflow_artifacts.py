@@ -186,7 +186,9 @@ class MlflowArtifacts:
         try:
             self._registry.register(model, aliases, values, tags)
         except mlflow.MlflowException as error:
-            if not isinstance(sort(error, answers.last()), RejectedError):
+            answer = answers.last()
+            forbidden = answer is not None and answer.status == 403  # the model belongs to somebody else
+            if not forbidden and not isinstance(sort(error, answer), RejectedError):
                 raise
             self._say(f"checkpoints are stored, but the server does not register them: {mask_text(str(error))[:300]}")
 

@@ -12,6 +12,7 @@ import importlib.util
 import io
 import json
 import os
+import threading
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -43,6 +44,7 @@ class Detector(mlflow.pyfunc.PythonModel):  # type: ignore[misc]  # MLflow is no
         settings = context.model_config or {}
         self._card = json.loads(files["card"].read_text(encoding="utf-8"))
         self._allow_paths: bool | None = settings.get("allow_paths")
+        self._turn = threading.Lock()  # a server asks from several threads
         framework = _module(files["framework"])
         self._detector = framework.FrameworkDetector(
             files["config"], files["weights"], self._card.get("imports") or (), settings.get("device")
@@ -64,7 +66,9 @@ class Detector(mlflow.pyfunc.PythonModel):  # type: ignore[misc]  # MLflow is no
         return [self._detections(content, threshold) for content in pictures]
 
     def _detections(self, content: bytes, threshold: float) -> list[dict[str, Any]]:
-        rows = [row for row in self._detector.detect(content) if row["score"] >= threshold]
+        with self._turn:
+            found = self._detector.detect(content)
+        rows = [row for row in found if row["score"] >= threshold]
         return [self._named(row) for row in sorted(rows, key=lambda row: -row["score"])]
 
     def _named(self, row: Mapping[str, Any]) -> dict[str, Any]:

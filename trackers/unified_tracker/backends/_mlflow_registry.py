@@ -18,7 +18,7 @@ LAST: Final = "last"  # MLflow keeps "latest" for itself
 
 
 class ModelRegistry:
-    """One registered model. What is registered again is found by its tag, and only its aliases move."""
+    """One registered model. A model that comes again is found by its source, and only aliases move."""
 
     def __init__(self, client: mlflow.MlflowClient, name: str) -> None:
         """Set the name; nothing is created before there is a version."""

@@ -6,12 +6,13 @@ what it needs, and here, in the uploader, no framework is imported.
 
 from __future__ import annotations
 
+import functools
 import importlib.metadata
 import importlib.util
 import json
 import platform
 import shutil
-from collections.abc import Iterator
+from collections.abc import Sequence
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, Final
@@ -68,7 +69,7 @@ def add_serving_files(folder: Path, model: LoggedModel) -> str | None:
         return f"it has a file {taken[0]} of its own"
     shutil.copyfile(Path(__file__).with_name("_mlflow_detector.py"), folder / SCRIPT)
     shutil.copyfile(framework, folder / FRAMEWORK)
-    packages = list(_requirements(card))
+    packages = _requirements(card.framework)
     (folder / REQUIREMENTS).write_text("".join(f"{line}\n" for line in packages), encoding="utf-8")
     _write_yaml(folder / "python_env.yaml", _python_env())
     _write_yaml(folder / "conda.yaml", _conda_env(packages))
@@ -114,13 +115,12 @@ def _framework_file(card: DetectorCard) -> Path | None:
     return None
 
 
-def _requirements(card: DetectorCard) -> Iterator[str]:
+@functools.cache  # looking through all that is installed takes half a second
+def _requirements(framework: str) -> tuple[str, ...]:
     """Distributions, with the versions that are installed here: those of the training, which started this process."""
-    yield f"mlflow=={mlflow.__version__}"
     providers = importlib.metadata.packages_distributions()
-    for name in (*NEEDED[card.framework], *NEEDED_BY_ALL):
-        for distribution in providers.get(name, ())[:1]:
-            yield _pinned(importlib.metadata.distribution(distribution))
+    found = [name for needed in (*NEEDED[framework], *NEEDED_BY_ALL) for name in providers.get(needed, ())[:1]]
+    return (f"mlflow=={mlflow.__version__}", *(_pinned(importlib.metadata.distribution(name)) for name in found))
 
 
 def _pinned(distribution: importlib.metadata.Distribution) -> str:
@@ -146,8 +146,8 @@ def _python_env() -> dict[str, Any]:
     }
 
 
-def _conda_env(packages: list[str]) -> dict[str, Any]:
-    pip: dict[str, list[str]] = {"pip": packages}
+def _conda_env(packages: Sequence[str]) -> dict[str, Any]:
+    pip = {"pip": list(packages)}
     python = f"python={platform.python_version()}"
     return {"name": "mlflow-env", "channels": ["conda-forge"], "dependencies": [python, "pip", pip]}
 
