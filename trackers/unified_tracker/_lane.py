@@ -25,6 +25,7 @@ from unified_tracker._backoff import Backoff, Clock
 from unified_tracker._courier import CALL_S, LIMIT_VARIABLE, Courier, GaveUp
 from unified_tracker._errors import RejectedError
 from unified_tracker._guard import make_private
+from unified_tracker._inputs import TAG, Inputs, identity
 from unified_tracker._journal import ATTEMPT_SHIFT, JournalReader
 from unified_tracker._ledger import Held, Ledger
 from unified_tracker._mask import mask_text
@@ -37,6 +38,7 @@ from unified_tracker.records import (
     Artifact,
     Entry,
     Finished,
+    Input,
     Loss,
     Media,
     Metrics,
@@ -97,6 +99,7 @@ class Lane:
             lost=self._held.missing,
         )
         self._retention = Retention(directory)
+        self._inputs = Inputs(directory)
         self._progress = Progress(directory, state)
         self._courier = Courier(
             directory,
@@ -187,6 +190,9 @@ class Lane:
         elif isinstance(record, Predictions):
             calls = 2 + record.images // IMAGES_A_CALL
             self._courier.send(lambda batch: self._log_predictions(batch[0]), [entry], calls=calls)
+        elif isinstance(record, Input):
+            files = (record.file,) if record.file is not None else ()
+            self._courier.send(lambda batch: self._log_input(batch[0]), [entry], files=files)
         self._retention.delivered(entry)
 
     def _log_media(self, entry: Entry, staged: StagedFile) -> None:
@@ -215,6 +221,22 @@ class Lane:
             own_way(entry, report)
         else:
             self._tracker.log_artifact(entry._replace(record=report.artifact), report.files)
+
+    def _log_input(self, entry: Entry) -> None:
+        """Complete it, and store it as the tracker likes best: in its own way, or as a tag."""
+        entry, warnings = self._inputs.completed(entry)
+        record = entry.record
+        assert isinstance(record, Input)  # noqa: S101 -- it was one before
+        own_way: Callable[[Entry], None] | None = getattr(self._tracker, "log_input", None)
+        tags = {f"unified_tracker.warning.{name}": text for name, text in warnings.items()}
+        if own_way is not None:
+            own_way(entry)
+        else:
+            tags[TAG + identity(record)] = msgspec.json.encode(record).decode()
+        if tags:
+            self._tracker.set_tags([entry._replace(record=Tags(record.ts, tags))])
+        if warnings and self._backend == next(iter(self._directory.info().backends)):  # once, however many backends
+            self._progress.note(*warnings.values())
 
     def _refuse_if_changed(self, staged: StagedFile) -> None:
         if why := changed(self._directory.path, staged):
