@@ -88,15 +88,16 @@ class MlflowStore:
         name: str | None = None,
     ) -> Iterator[ArtifactVersion]:
         with self._told("artifacts"):
-            found = []
             experiments = self._experiment_ids(project)
-            if type in {None, "model"}:
+            found = list(self._named(name, experiments)) if name is not None else []
+            if name is None and type in {None, "model"}:
                 found += [self._of_model(each) for each in self._models(experiments, name) if DIGEST_TAG in each.tags]
-            for run in self._runs(experiments, f"tags.`{RUN_TAG}` LIKE '%'"):
+            for run in self._runs(experiments, f"tags.`{RUN_TAG}` LIKE '%'") if name is None else ():
                 for label, kind in _names(run).items():
-                    if name in {None, label} and type in {None, kind}:
+                    if type in {None, kind}:
                         found += self._of_run(run, label)
-        return iter(sorted(found, key=lambda each: -each.created_ms))
+        wanted = [each for each in found if type in {None, each.type}]
+        return iter(sorted(wanted, key=lambda each: -each.created_ms))
 
     def run(self, id: str) -> RunSummary:  # noqa: A002 -- the field's word
         with self._told(f"run {id}"):
