@@ -108,6 +108,14 @@ class MlflowStore:
             tag = TAG + identity_of(version.backend, version.uri)
             return [self._summary(run) for run in self._runs(self._experiment_ids(None), f"tags.`{tag}` LIKE '%'")]
 
+    def is_registered(self, version: ArtifactVersion) -> bool:
+        model = version.uri.removeprefix("models:/")
+        if not version.run or not model.startswith("m-"):
+            return False
+        with self._told(str(version.reference)):
+            registered = self._client.search_model_versions(f"run_id = '{version.run}'")
+            return any(each.model_id == model for each in registered)
+
     def delete(self, version: ArtifactVersion) -> None:
         with self._told(str(version.reference)):
             if version.uri.startswith("models:/"):
