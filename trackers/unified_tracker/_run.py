@@ -30,6 +30,7 @@ from unified_tracker._watch import DeliveryWatch
 from unified_tracker.records import (
     Artifact,
     Finished,
+    Input,
     Media,
     Number,
     Params,
@@ -70,7 +71,7 @@ def _call(method: Callable[Concatenate[Run, P], None]) -> Callable[Concatenate[R
         except _RefusedError:
             raise
         except Exception as error:  # noqa: BLE001 -- promise 3: tracking never ends a training
-            self._refuse(method.__name__.lstrip("_"), f"{type(error).__name__}: {error}", error=error)
+            self._refuse(method.__name__, f"{type(error).__name__}: {error}", error=error)
 
     return cast("Callable[Concatenate[Run, P], None]", call)
 
@@ -265,6 +266,10 @@ class Run:
         metrics: Mapping[str, Any] | None = None,
         aliases: Sequence[str] = (),
         metadata: Mapping[str, Any] | None = None,
+        keep_last: int = 0,
+        keep_every: int = 0,
+        *,
+        _companions: Mapping[str, bytes] | None = None,
     ) -> None:
         """Record a model checkpoint as the next version of `run-<run id>-model`.
 
@@ -279,8 +284,32 @@ class Run:
             metrics: Metrics of exactly this checkpoint.
             aliases: Names that move to this version, such as "best"; "latest" is implied.
             metadata: Stored with the version.
+            keep_last: How many versions of this model the backend keeps; 0 for all of them. Never removed are those
+                that have a name ("latest", "best", one of yours) or that another run was made from.
+            keep_every: Keep also those whose step is a multiple of this; 0 for none of them.
+            _companions: Of the training session: name to content of files that belong beside it, held once a run.
         """
-        self._checkpoint(path, step, epoch, metrics, aliases, metadata, {})
+        source = Path(path)
+        at_risk = source in self._logged_paths or REWRITTEN.fullmatch(source.name) is not None
+        how: Hold = "guarded" if at_risk else "link"
+        files = self._hold(source, how)
+        self._logged_paths.add(source)
+        values, refused = self._numbers(metrics or {})
+        record = Artifact(
+            now_ms(),
+            f"run-{self.id}-model",
+            "model",
+            (*files, *self._beside(files, _companions or {})),
+            _aliases(aliases),
+            _metadata(metadata),
+            values,
+            step_number(step)[0],
+            None if epoch is None else number(epoch),
+            max(0, int(keep_last)),
+            max(0, int(keep_every)),
+        )
+        self._append(record)
+        self._refuse("log_checkpoint", *refused)
 
     @_call
     def log_predictions(
@@ -326,19 +355,37 @@ class Run:
         self._append(record)
         self._refuse("log_predictions", *refused)
 
+    def use_artifact(self, reference: str, role: str = "input") -> Path:
+        """Fetch a version of an artifact and record that this run is made from it.
+
+        Args:
+            reference: `mlflow-artifact://[experiment/]name:alias`, `wandb-artifact://[entity/project/]name:alias`,
+                `models:/name@alias` or `runs:/run/path`. A backend that the run records to is asked with the run's
+                options, any other with those of `tracker.yaml`.
+            role: What it is used as: "weights", "train", "val", ...
+
+        Returns:
+            The folder that holds the files. It is shared by all processes of the machine: not to be written to.
+
+        Blocking: asks the backend, in a helper process, and downloads what this machine does not have: seconds or
+        longer. Not for a training's loop.
+
+        Raises:
+            ConfigurationError: It is no reference, or its backend cannot be used.
+            TrackerError: The backend does not answer, has no such version, or holds something that is refused. Nothing
+                is recorded.
+        """
+        from unified_tracker._fetching import fetch, input_of  # not for those who fetch nothing
+
+        secrets = self._uploader.secrets if self._uploader is not None else {}
+        found = fetch(reference, self._info.backends, checked=True, environment=secrets, again=True)
+        self._log_input(input_of(found, role))
+        return found.folder
+
     @_call
-    def _log_checkpoint(
-        self,
-        path: Path,
-        step: int,
-        epoch: float | None,
-        metrics: Mapping[str, Any],
-        aliases: Sequence[str],
-        metadata: Mapping[str, Any],
-        companions: Mapping[str, bytes],
-    ) -> None:
-        """`log_checkpoint` with files beside it that the run holds once, however many checkpoints have them."""
-        self._checkpoint(path, step, epoch, metrics, aliases, metadata, companions)
+    def _log_input(self, record: Input) -> None:
+        """Something that the run was made from. For `use_artifact` and the training session."""
+        self._append(record)
 
     @_call
     def _before_rewrite(self, path: Path) -> None:
@@ -444,36 +491,6 @@ class Run:
                 self._append(Params(now_ms(), {name: value}))
             except ValueError as error:  # noqa: PERF203 -- a configuration of over 16 MiB is no everyday matter
                 yield name, str(error)
-
-    def _checkpoint(
-        self,
-        path: str | Path,
-        step: int | None,
-        epoch: float | None,
-        metrics: Mapping[str, Any] | None,
-        aliases: Sequence[str],
-        metadata: Mapping[str, Any] | None,
-        companions: Mapping[str, bytes],
-    ) -> None:
-        source = Path(path)
-        at_risk = source in self._logged_paths or REWRITTEN.fullmatch(source.name) is not None
-        how: Hold = "guarded" if at_risk else "link"
-        files = self._hold(source, how)
-        self._logged_paths.add(source)
-        values, refused = self._numbers(metrics or {})
-        record = Artifact(
-            now_ms(),
-            f"run-{self.id}-model",
-            "model",
-            (*files, *self._beside(files, companions)),
-            _aliases(aliases),
-            _metadata(metadata),
-            values,
-            step_number(step)[0],
-            None if epoch is None else number(epoch),
-        )
-        self._append(record)
-        self._refuse("log_checkpoint", *refused)
 
     def _beside(self, files: Sequence[StagedFile], companions: Mapping[str, bytes]) -> Iterator[StagedFile]:
         """The companions of a checkpoint, staged; what it has itself goes before. Without them it is recorded too."""

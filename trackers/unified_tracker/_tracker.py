@@ -6,12 +6,14 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import msgspec
 
-from unified_tracker._reference import ArtifactReference
 from unified_tracker.records import Entry, Status
+
+if TYPE_CHECKING:
+    from unified_tracker._store import ArtifactStore  # knows `Backend`
 
 
 class RunInfo(msgspec.Struct, frozen=True):
@@ -89,6 +91,9 @@ class Tracker(Protocol):
     It may also have `log_predictions(entry: Entry, report: PredictionReport) -> None`, to store an evaluation of the
     sample images in the backend's own way; without it `log_artifact` is given the page and the data as files.
 
+    It may also have `log_input(entry: Entry) -> None`, to store an `Input` record where the backend shows what a run
+    was made from; without it `set_tags` is given a tag "unified_tracker.input.<16 hex digits>", the record as JSON.
+
     It may also have an attribute `notes`, a sequence of sentences: each is shown to the user once.
 
     Attributes:
@@ -144,8 +149,8 @@ class Backend:
             run directory and the options; a context manager that gives the options for delivery to the server. In it
             the lane is set back to the start of the journal; on leaving, whatever could deliver the run a second time
             is put out of action. Raises `ConfigurationError` where something would stand twice.
-        fetch: Downloads an artifact into an existing folder; gives the folder that holds its files. Imports the
-            client. Raises `TrackerError` if there is no such artifact.
+        store: Opens, with checked options, what the backend holds for reading. Imports the client; called by commands
+            and by the helper process that fetches artifacts.
     """
 
     name: str
@@ -155,4 +160,4 @@ class Backend:
     install: str = ""
     diagnose: Callable[[Mapping[str, Any]], list[Finding]] | None = None
     going_online: Callable[[Path, Mapping[str, Any]], AbstractContextManager[dict[str, Any]]] | None = None
-    fetch: Callable[[ArtifactReference, Path], Path] | None = None
+    store: Callable[[Mapping[str, Any]], ArtifactStore] | None = None

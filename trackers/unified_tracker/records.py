@@ -15,6 +15,7 @@ __all__ = [
     "Artifact",
     "Entry",
     "Finished",
+    "Input",
     "Loss",
     "Media",
     "Metrics",
@@ -124,6 +125,8 @@ class Artifact(_Struct, frozen=True, tag="artifact"):
         aliases: Names that move to this version ("latest" is implied).
         metrics: Metrics of exactly this version (checkpoints).
         step, epoch: Where in the training it was made.
+        keep_last: How many versions the backend keeps beside those that something needs; 0 for all of them.
+        keep_every: Keep also those whose step is a multiple of this; 0 for none of them.
     """
 
     ts: int
@@ -135,6 +138,8 @@ class Artifact(_Struct, frozen=True, tag="artifact"):
     metrics: dict[str, Number] = {}
     step: int | None = None
     epoch: float | None = None
+    keep_last: int = 0
+    keep_every: int = 0
 
 
 class Predictions(_Struct, frozen=True, tag="predictions"):
@@ -161,6 +166,40 @@ class Predictions(_Struct, frozen=True, tag="predictions"):
     images: int = 0
 
 
+class Input(_Struct, frozen=True, tag="input"):
+    """Something that the run was made from, or that it evaluates.
+
+    Attributes:
+        role: "weights" (a training starts from them), "checkpoint" (it is evaluated), "train", "val", "test", or the
+            caller's own word. A later record with the same role and reference adds to the earlier one.
+        type: "model", "dataset", ...
+        reference: As the user wrote it: an artifact reference, a URL, a path.
+        name, version: Of the artifact; of anything else the file name, and "".
+        digest: Of the content; "" where `file` is to be hashed by the lane.
+        backend: That holds it; "" for what no backend holds.
+        uri: That backend's own name of exactly this version.
+        run: That backend's id of the run that made it.
+        file: What no backend holds: a file that is read in place.
+        metadata: What is known about it.
+        metrics: What an evaluation has found of it, at `step`.
+    """
+
+    ts: int
+    role: str
+    type: str
+    reference: str
+    name: str
+    version: str = ""
+    digest: str = ""
+    backend: str = ""
+    uri: str = ""
+    run: str = ""
+    file: StagedFile | None = None
+    metadata: dict[str, Any] = {}
+    metrics: dict[str, Number] = {}
+    step: int | None = None
+
+
 class Loss(_Struct, frozen=True, tag="loss"):
     """Records that could not be written (disk full): how many, and the first error."""
 
@@ -177,7 +216,7 @@ class Finished(_Struct, frozen=True, tag="finish"):
     reason: str | None = None
 
 
-Record = Started | Metrics | Params | Tags | Media | Artifact | Predictions | Loss | Finished
+Record = Started | Metrics | Params | Tags | Media | Artifact | Predictions | Input | Loss | Finished
 
 
 class Position(NamedTuple):

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any, Final
 
 from unified_tracker._errors import ConfigurationError
-from unified_tracker._reference import ArtifactReference
-from unified_tracker._settings import options_of, refuse_unknown
+from unified_tracker._settings import refuse_unknown
+from unified_tracker._store import ArtifactStore
 from unified_tracker._tracker import Backend, Finding, RunInfo, Tracker
 from unified_tracker.hookspecs import hookimpl
 
@@ -62,11 +62,11 @@ def diagnose(options: Mapping[str, Any]) -> list[Finding]:
     return _mlflow_check.diagnose(options)
 
 
-def fetch(reference: ArtifactReference, target: Path) -> Path:
-    """Download a version of an artifact from the server that a training in this folder would use."""
-    from unified_tracker.backends._mlflow_reading import MlflowReading  # imports MLflow
+def store(options: Mapping[str, Any]) -> ArtifactStore:
+    """What the server of the options holds."""
+    from unified_tracker.backends._mlflow_store import MlflowStore  # imports MLflow
 
-    return MlflowReading(check(options_of("mlflow", Path()))["tracking_uri"]).fetch(reference, target)
+    return MlflowStore(options)
 
 
 @hookimpl
@@ -79,7 +79,7 @@ def tracker_backend() -> Backend:
         requires=("mlflow",),
         install='pip install "unified-tracker[mlflow]"',
         diagnose=diagnose,
-        fetch=fetch,
+        store=store,
     )
 
 

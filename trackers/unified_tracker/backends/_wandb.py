@@ -13,9 +13,9 @@ from typing import Any, Final
 from urllib.parse import urlsplit
 
 from unified_tracker._console import say
-from unified_tracker._errors import ConfigurationError, TrackerError
-from unified_tracker._reference import ArtifactReference
+from unified_tracker._errors import ConfigurationError
 from unified_tracker._settings import refuse_unknown
+from unified_tracker._store import ArtifactStore
 from unified_tracker._tracker import Address, Backend, Finding, RunInfo, Tracker
 from unified_tracker.hookspecs import hookimpl
 from unified_tracker.records import Entry, Status
@@ -114,15 +114,11 @@ def going_online(run_dir: Path, options: Mapping[str, Any]) -> AbstractContextMa
     return _wandb_online.going_online(run_dir, options)
 
 
-def fetch(reference: ArtifactReference, target: Path) -> Path:
-    """Download a version of an artifact. Needs the server and a key: what was recorded offline is on this disk."""
-    import wandb  # 1 s
+def store(options: Mapping[str, Any]) -> ArtifactStore:
+    """What the server holds or, for runs that are recorded offline, this machine."""
+    from unified_tracker.backends._wandb_artifact_store import WandbStore  # imports wandb
 
-    try:
-        path = f"{reference.project}/{reference.name}" if reference.project else reference.name
-        return Path(wandb.Api().artifact(f"{path}:{reference.alias}").download(root=str(target)))
-    except Exception as error:
-        raise TrackerError(f"{reference} cannot be fetched: {type(error).__name__}: {error}") from error
+    return WandbStore(options)
 
 
 @hookimpl
@@ -135,8 +131,8 @@ def tracker_backend() -> Backend:
         requires=("wandb",),
         install='pip install "unified-tracker[wandb]"',
         diagnose=diagnose,
-        fetch=fetch,
         going_online=going_online,
+        store=store,
     )
 
 

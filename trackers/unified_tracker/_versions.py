@@ -1,0 +1,73 @@
+"""A version of an artifact, as a backend describes it and as the cache keeps it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from unified_tracker._reference import ArtifactReference
+
+
+class FileInfo(msgspec.Struct, frozen=True):
+    """One file of an artifact.
+
+    Attributes:
+        size: Bytes; None if the backend does not say.
+        digest: "sha256:<hex>" or "md5:<hex>"; "" if the backend does not say.
+    """
+
+    size: int | None = None
+    digest: str = ""
+
+
+class ArtifactVersion(msgspec.Struct, frozen=True):
+    """One version of an artifact.
+
+    Attributes:
+        backend: The backend's name.
+        project: MLflow experiment, W&B "entity/project"; None where there is none.
+        name: Of the artifact.
+        version: "v3"; "" where the backend does not count.
+        type: "model", "dataset", ...
+        digest: Of the content, as the backend knows it; together with `uri` the identity of the bytes.
+        uri: The backend's own name of exactly this version.
+        files: Path inside the artifact, POSIX, to what is known of the file. Comes from elsewhere: not to be trusted.
+        aliases: Without the version itself.
+        metadata: As recorded.
+        metrics: Bound to this version.
+        step, epoch: Where in the training it was made.
+        run: The backend's id of the run that made it; "" if unknown.
+        run_id: Our id of that run; "" if it is none of ours.
+        created_ms: Milliseconds since the epoch.
+    """
+
+    backend: str
+    project: str | None
+    name: str
+    version: str
+    type: str
+    digest: str
+    uri: str
+    files: dict[str, FileInfo] = {}
+    aliases: tuple[str, ...] = ()
+    metadata: dict[str, Any] = {}
+    metrics: dict[str, float] = {}
+    step: int | None = None
+    epoch: float | None = None
+    run: str = ""
+    run_id: str = ""
+    created_ms: int = 0
+
+    @property
+    def reference(self) -> ArtifactReference:
+        """A reference to exactly this version."""
+        if not self.version:
+            return ArtifactReference(self.backend, None, self.name, "", "", self.uri)
+        return ArtifactReference(self.backend, self.project, self.name, self.version)
+
+    @property
+    def size(self) -> int | None:
+        """Bytes of all files; None if one is unknown."""
+        sizes = [file.size for file in self.files.values()]
+        return None if None in sizes else sum(size or 0 for size in sizes)
