@@ -229,7 +229,7 @@ def _cached(file: Path, sha256: str) -> CachedFile:
 
 
 def _referenced(version: ArtifactVersion, folder: Path) -> dict[str, CachedFile]:
-    """Put files that stay where they are beside the others: hard links, else symbolic ones. Only with the right bytes."""
+    """Put files that stay where they are beside the others, as links. Only with the right bytes."""
     listing = folder / REFERENCES
     if version.type != "dataset" or REFERENCES not in version.files or not listing.is_file():
         return {}

@@ -157,6 +157,7 @@ def input_of(found: Fetched, role: str, **more: Any) -> Input:
         more: Other attributes of the record.
     """
     version = found.version
+    content = version.metadata.get("digest") if version.type == "dataset" else None  # whether copied or referenced
     known = {key: value for key, value in version.metadata.items() if key in DESCRIPTIVE}
     return Input(
         now_ms(),
@@ -165,7 +166,7 @@ def input_of(found: Fetched, role: str, **more: Any) -> Input:
         found.text,
         version.name,
         version.version,
-        version.digest,
+        str(content or version.digest),
         version.backend,
         version.uri,
         version.run,

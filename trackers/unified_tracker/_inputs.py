@@ -79,8 +79,14 @@ class Completed(NamedTuple):
 
 def identity(record: Input) -> str:
     """16 hex digits: the same for the same thing, whichever run uses it and as what."""
-    what = f"{record.backend}\n{record.uri}" if record.uri else record.digest or record.reference
-    return hashlib.sha256(what.encode("utf-8", "surrogatepass")).hexdigest()[:16]
+    if record.uri:
+        return identity_of(record.backend, record.uri)
+    return identity_of("", record.digest or record.reference)
+
+
+def identity_of(backend: str, uri: str) -> str:
+    """The same for what a backend holds under this URI."""
+    return hashlib.sha256(f"{backend}\n{uri}".encode("utf-8", "surrogatepass")).hexdigest()[:16]
 
 
 class Inputs:
@@ -120,7 +126,7 @@ class Inputs:
             record.name,
             record.digest,
             str(locate(self._directory.path, record.file)) if record.file else "",
-            str(record.metadata.get("images") or ""),
+            images if isinstance(images := record.metadata.get("images"), str) else "",
             str(record.metadata.get("folder") or ""),
         )
         warnings: dict[str, str] = {}

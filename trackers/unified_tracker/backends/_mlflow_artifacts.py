@@ -20,12 +20,14 @@ from mlflow.entities import LoggedModel, LoggedModelOutput, Metric
 from PIL import Image
 
 from unified_tracker._digest import files_digest
+from unified_tracker._naming import path_like
 from unified_tracker.records import Artifact, Media
 
 PREFIX: Final = "unified_tracker."
 DIGEST_TAG: Final = PREFIX + "digest"
 ALIAS_TAG: Final = PREFIX + "alias."
 VERSION_TAG: Final = PREFIX + "version"
+NAME_TAG: Final = PREFIX + "artifact."  # of a run that has logged one of that name; the value is its type
 TABLES_TAG: Final = "mlflow.loggedArtifacts"
 IMAGES_TAG: Final = "mlflow.loggedImages"
 THUMBNAIL: Final = 256
@@ -110,6 +112,7 @@ class MlflowArtifacts:
             found.aliases.append(alias)
         found.metadata.update(record.metadata)
         self.write_file(f"{record.name}/versions.json", msgspec.json.format(msgspec.json.encode(versions), indent=2))
+        self._client.set_tag(self._run_id, NAME_TAG + path_like(record.name), record.type)
         return found.version
 
     def log_model(self, record: Artifact, metrics: Mapping[str, float], files: Mapping[str, Path]) -> None:
