@@ -131,7 +131,7 @@ def difference(one: ClassList, other: ClassList) -> str | None:
         place = next(i for i, (a, b) in enumerate(zip(one.names, other.names, strict=False)) if a != b)
         return (
             f"{one.owner} and {other.owner} have the same classes in another order: label {place} is "
-            f"{one.names[place]!r} there, {other.names[place]!r} here"
+            f"{one.names[place]!r} in the one, {other.names[place]!r} in the other"
         )
     found = f"the classes of {one.owner} ({one.size}) and of {other.owner} ({other.size}) differ: "
     found += "; ".join(
