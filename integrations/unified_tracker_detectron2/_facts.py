@@ -10,7 +10,7 @@ import torch
 from detectron2.config import CfgNode
 from detectron2.utils import comm
 
-from unified_tracker._lineage import step_of
+from unified_tracker._origins import step_of
 from unified_tracker_detectron2._config import initial_weights
 
 FILES: Final = ("log.txt", "metrics.json")

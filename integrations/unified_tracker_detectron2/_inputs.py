@@ -11,7 +11,8 @@ from detectron2.data import MetadataCatalog
 from detectron2.utils.file_io import Detectron2Handler, PathManager
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 
-from unified_tracker._lineage import ClassList, classes_of, dataset_input, weights_input
+from unified_tracker._class_lists import ClassList
+from unified_tracker._origins import classes_of, dataset_input, weights_input
 from unified_tracker._reference import parse
 from unified_tracker.records import Input
 from unified_tracker_detectron2._prepare import was_loaded

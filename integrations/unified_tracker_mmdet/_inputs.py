@@ -12,7 +12,8 @@ import torch
 from mmengine.model import is_model_wrapper
 from mmengine.runner import Runner, checkpoint
 
-from unified_tracker._lineage import ClassList, classes_of, dataset_input, weights_input
+from unified_tracker._class_lists import ClassList
+from unified_tracker._origins import classes_of, dataset_input, weights_input
 from unified_tracker.records import Input
 from unified_tracker_mmdet import _references
 from unified_tracker_mmdet._dataset import leaves, name_of

@@ -21,6 +21,7 @@ MEMORY: Final = "inputs.json"  # in the run directory
 LARGEST: Final = 1 << 30  # bytes of an annotation file that is looked into
 SHOWN: Final = 3
 TAG: Final = "unified_tracker.input."
+FOLDER: Final = "folder"  # in the metadata of a record: where an artifact's files are
 
 
 class _Image(msgspec.Struct):
@@ -105,7 +106,8 @@ class Inputs:
         if record.file is not None and not record.digest:
             record = self._described(record)
         warnings = self._compared(entry.sequence >> ATTEMPT_SHIFT, record) if record.type == "dataset" else {}
-        return Completed(entry._replace(record=record), warnings)
+        metadata = {key: value for key, value in record.metadata.items() if key != FOLDER}  # means this machine only
+        return Completed(entry._replace(record=msgspec.structs.replace(record, metadata=metadata)), warnings)
 
     def _described(self, record: Input) -> Input:
         assert record.file is not None  # noqa: S101 -- the caller has looked
@@ -127,7 +129,7 @@ class Inputs:
             record.digest,
             str(locate(self._directory.path, record.file)) if record.file else "",
             images if isinstance(images := record.metadata.get("images"), str) else "",
-            str(record.metadata.get("folder") or ""),
+            str(record.metadata.get(FOLDER) or ""),
         )
         warnings: dict[str, str] = {}
         before = [each for each in known if each.role == record.role and each.attempt < attempt]

@@ -210,6 +210,26 @@ class Lane:
         self._tracker.log_artifact(entry, files)
         for staged in shared:
             self._refuse_if_changed(staged)
+        if record.type == "model" and record.name is not None and record.keep_last and not self._offline():
+            self._prune(record.name, record.keep_last, record.keep_every)
+
+    def _offline(self) -> bool:
+        """Whether the backend writes a file on this machine, which is rebuilt from what is staged."""
+        return self._directory.info().backends.get(self._backend, {}).get("mode") == "offline"
+
+    def _prune(self, name: str, last: int, every: int) -> None:
+        """Remove versions that the backend need not keep. That it cannot be done now is no reason to wait."""
+        from unified_tracker._pruning import prune  # with the store, which reads: for runs that want it
+        from unified_tracker._store import open_store
+
+        options = self._directory.info().backends.get(self._backend, {})
+        try:
+            gone = prune(open_store(self._backend, options, checked=True), name, last, every)
+        except Exception as error:  # noqa: BLE001 -- the next checkpoint tries again
+            _log.warning("old versions of %s are kept for now: %s", name, mask_text(str(error)))
+        else:
+            for version in gone:
+                _log.info("removed %s, of step %s", version.reference, version.step)
 
     def _log_predictions(self, entry: Entry) -> None:
         """Make the report, and store it as the tracker likes best: in its own way, or as files of an artifact."""

@@ -1,160 +1,200 @@
-"""What a training is made from, as records: data sets and weights, by reference or as files that stay where they are.
-
-For the adapters. Nothing here reads a file: the uploader hashes and describes what the records point to.
-"""
+"""Lineage: what an artifact was made from, through any number of runs, and what was made from it."""
 
 from __future__ import annotations
 
-import stat
-from collections.abc import Iterable
-from pathlib import Path, PurePosixPath
+from collections.abc import Callable
 from typing import Any
-from urllib.parse import urlsplit
 
 import msgspec
 
-from unified_tracker._fetching import Fetched, fetched, input_of
-from unified_tracker._journal import now_ms
-from unified_tracker._mask import mask_text
-from unified_tracker.records import Input, StagedFile
-
-DETECTOR = "detector.json"  # beside the weights of a tracked checkpoint
-METADATA = "detectron2_metadata.json"  # beside the annotations of a data set
+from unified_tracker._errors import TrackerError
+from unified_tracker._reference import ArtifactReference, parse
+from unified_tracker._store import ArtifactStore, RunSummary
+from unified_tracker._versions import ArtifactVersion
+from unified_tracker.records import Input
 
 
-class _Classes(msgspec.Struct):
-    """The part of either file that names classes."""
-
-    classes: list[str] | None = None
-    thing_classes: list[str] | None = None
-
-
-def weights_input(text: str, role: str, file: Path | None = None) -> Input:
-    """The record of weights.
-
-    Args:
-        text: A reference that this process has fetched, a URL, a path.
-        role: "weights" or "checkpoint".
-        file: Where the bytes are on this machine, if they are.
-    """
-    if (found := _fetched(text)) is not None:
-        return input_of(found, role)
-    name = PurePosixPath(urlsplit(text).path).name or text
-    return Input(now_ms(), role, "model", mask_text(text), mask_text(name), file=in_place(file))
-
-
-def dataset_input(
-    role: str, text: str, name: str, *, annotations: Path | None = None, images: str | None = None, **metadata: Any
-) -> Input:
-    """The record of a data set.
-
-    Args:
-        role: "train", "val" or "test".
-        text: A reference that this process has fetched, else what the configuration says: a name, a path.
-        name: What people call it; a reference says it itself.
-        annotations: The annotation file.
-        images: The folder of images.
-        metadata: What else is known.
-    """
-    if (found := _fetched(text)) is not None:
-        return input_of(found, role)
-    known = {key: value for key, value in {"images": images, **metadata}.items() if value}
-    return Input(now_ms(), role, "dataset", mask_text(text), name, file=in_place(annotations), metadata=known)
-
-
-def in_place(file: Path | None) -> StagedFile | None:
-    """A file that is not copied, as it is now; None if there is none."""
-    if file is None:
-        return None
-    try:
-        now = file.stat()
-    except OSError:
-        return None
-    if not stat.S_ISREG(now.st_mode):
-        return None
-    return StagedFile(file.name, str(file.absolute()), now.st_size, now.st_mtime_ns)
-
-
-def dataset_digest(record: Input) -> str:
-    """Of a data set's content, the same in every backend; "" where it would have to be hashed."""
-    found = _fetched(record.reference)
-    return str((found.version.metadata.get("digest") if found is not None else "") or record.digest)
-
-
-def classes_of(text: str) -> tuple[str, ...]:
-    """Names of the classes that a fetched artifact knows, in the order of labels; empty if it does not say."""
-    found = _fetched(text)
-    for name in (DETECTOR, METADATA) if found is not None else ():
-        try:
-            said = msgspec.json.decode((Path(found.path) / name).read_bytes(), type=_Classes)  # type: ignore[union-attr]
-        except (OSError, msgspec.MsgspecError):
-            continue
-        return tuple(said.classes or said.thing_classes or ())
-    return ()
-
-
-def step_of(text: str) -> int | None:
-    """Completed iterations of a tracked checkpoint that was fetched; None if nobody has said."""
-    found = _fetched(text)
-    return found.version.step if found is not None else None
-
-
-class ClassList(msgspec.Struct, frozen=True):
-    """Whose classes, and which.
+class LineageArtifact(msgspec.Struct):
+    """An artifact, or anything else that a run was made from.
 
     Attributes:
-        owner: "the model", "the training set 'shapes'".
-        names: In the order of labels; empty where only their number is known.
-        count: How many.
+        reference: What means exactly this version, or a URL or path for what no backend holds.
+        role: As what the run above uses it; "" for the artifact that was asked about, and for what a run has made.
+        type, digest, aliases, metrics: As recorded.
+        made_by: The run that logged it; None if nobody knows.
+        used_by: Runs that were made from it.
+        trouble: Why nothing more is known.
+        repeated: It stands elsewhere in the tree with everything that belongs to it.
     """
 
-    owner: str
-    names: tuple[str, ...] = ()
-    count: int | None = None
+    reference: str
+    role: str = ""
+    type: str = ""
+    digest: str = ""
+    aliases: tuple[str, ...] = ()
+    metrics: dict[str, float] = {}
+    made_by: LineageRun | None = None
+    used_by: list[LineageRun] = []
+    trouble: str = ""
+    repeated: bool = False
 
-    @property
-    def size(self) -> int:
-        """How many; 0 if nothing is known."""
-        return len(self.names) if self.count is None else self.count
+
+class LineageRun(msgspec.Struct):
+    """A run between artifacts.
+
+    Attributes:
+        role: As what it uses the artifact above; "" for the run that has made it.
+        inputs: What it was made from.
+        outputs: The models that it has made, where that is asked for.
+        metrics: What it found of the artifact above, if it evaluated it.
+        repeated: It stands elsewhere in the tree with everything that belongs to it.
+    """
+
+    backend: str
+    id: str
+    run_id: str = ""
+    name: str = ""
+    project: str = ""
+    status: str = ""
+    url: str = ""
+    role: str = ""
+    inputs: list[LineageArtifact] = []
+    outputs: list[LineageArtifact] = []
+    metrics: dict[str, float] = {}
+    repeated: bool = False
 
 
-def difference(one: ClassList, other: ClassList) -> str | None:
-    """A sentence about what is different; None if nothing is, or nobody knows."""
-    if not one.size or not other.size or (one.names and one.names == other.names):
-        return None
-    if not one.names or not other.names:
-        if one.size == other.size:
-            return None
-        return f"{one.owner} has {_described(one)}, {other.owner} has {_described(other)}"
-    only_one, only_other = _without(one.names, other.names), _without(other.names, one.names)
-    if not only_one and not only_other:
-        place = next(i for i, (a, b) in enumerate(zip(one.names, other.names, strict=False)) if a != b)
-        return (
-            f"{one.owner} and {other.owner} have the same classes in another order: label {place} is "
-            f"{one.names[place]!r} in the one, {other.names[place]!r} in the other"
+class Lineage:
+    """Looks up a tree. Asks backends; a backend that does not answer leaves a leaf that says so."""
+
+    def __init__(self, store_of: Callable[[str], ArtifactStore]) -> None:
+        """Take what opens the store of a backend."""
+        self._store_of = store_of
+        self._stores: dict[str, ArtifactStore] = {}
+        self._seen: set[str] = set()
+
+    def of(self, reference: ArtifactReference) -> LineageArtifact:
+        """The tree around a version: upwards to where it comes from, downwards to what came of it.
+
+        Raises:
+            TrackerError: There is no such artifact, or its backend does not answer.
+        """
+        version = self._store(reference.backend).find(reference)
+        found = self._artifact(version)
+        self._seen.discard(version.uri)
+        self._add_users(found, version)
+        return found
+
+    def _artifact(self, version: ArtifactVersion, role: str = "") -> LineageArtifact:
+        found = LineageArtifact(
+            str(version.reference), role, version.type, version.digest, version.aliases, version.metrics
         )
-    found = f"the classes of {one.owner} ({one.size}) and of {other.owner} ({other.size}) differ: "
-    found += "; ".join(
-        f"only {owner} has {_some(names)}"
-        for owner, names in ((one.owner, only_one), (other.owner, only_other))
-        if names
-    )
-    return f"{found}; labels of the same number mean different things" if one.size == other.size else found
+        if version.uri in self._seen:
+            found.repeated = True
+            return found
+        self._seen.add(version.uri)
+        if version.run:
+            try:
+                found.made_by = self._run(self._store(version.backend).run(version.run))
+            except TrackerError as error:
+                found.trouble = str(error)
+        return found
+
+    def _run(self, summary: RunSummary, role: str = "") -> LineageRun:
+        found = LineageRun(
+            summary.backend,
+            summary.id,
+            summary.run_id,
+            summary.name,
+            summary.project,
+            summary.status,
+            summary.url,
+            role,
+        )
+        key = f"{summary.backend} {summary.id}"
+        if key in self._seen:
+            found.repeated = True
+            return found
+        self._seen.add(key)
+        found.inputs = [self._input(each) for each in summary.inputs]
+        return found
+
+    def _input(self, used: Input) -> LineageArtifact:
+        reference = _reference_of(used)
+        if reference is None:
+            return LineageArtifact(used.reference, used.role, used.type, used.digest)
+        try:
+            return self._artifact(self._store(used.backend).find(reference), used.role)
+        except TrackerError as error:
+            return LineageArtifact(used.reference, used.role, used.type, used.digest, trouble=str(error))
+
+    def _add_users(self, artifact: LineageArtifact, version: ArtifactVersion) -> None:
+        """Downwards: runs that used it, and the models that they have made."""
+        if version.uri in self._seen:
+            artifact.repeated = True
+            return
+        self._seen.add(version.uri)
+        store = self._store(version.backend)
+        for summary in store.users(version):
+            mine = [used for used in summary.inputs if used.uri == version.uri]
+            role = ", ".join(dict.fromkeys(used.role for used in mine))
+            run = LineageRun(
+                summary.backend,
+                summary.id,
+                summary.run_id,
+                summary.name,
+                summary.project,
+                summary.status,
+                summary.url,
+                role,
+                metrics={name: float(value) for used in mine for name, value in used.metrics.items()},
+            )
+            key = f"users of {version.uri} {summary.id}"
+            if key in self._seen:
+                run.repeated = True
+            else:
+                self._seen.add(key)
+                run.outputs = self._outputs(store, summary)
+            artifact.used_by.append(run)
+
+    def _outputs(self, store: ArtifactStore, summary: RunSummary) -> list[LineageArtifact]:
+        if not summary.run_id:
+            return []
+        found = []
+        for version in store.versions(type="model", name=f"run-{summary.run_id}-model"):
+            output = LineageArtifact(
+                str(version.reference), "", version.type, version.digest, version.aliases, version.metrics
+            )
+            self._add_users(output, version)
+            found.append(output)
+        return found
+
+    def _store(self, backend: str) -> ArtifactStore:
+        if backend not in self._stores:
+            self._stores[backend] = self._store_of(backend)
+        return self._stores[backend]
 
 
-def _described(classes: ClassList) -> str:
-    return f"{classes.size} classes" + (f" ({_some(classes.names)})" if classes.names else "")
+def plain(found: LineageArtifact | LineageRun) -> dict[str, Any]:
+    """As JSON-compatible values, without what is empty."""
+    values: dict[str, Any] = {}
+    for name in found.__struct_fields__:
+        value = getattr(found, name)
+        if isinstance(value, (LineageArtifact, LineageRun)):
+            values[name] = plain(value)
+        elif isinstance(value, list):
+            if value:
+                values[name] = [plain(each) for each in value]
+        elif value not in ("", (), {}, None, False):
+            values[name] = value
+    return values
 
 
-def _without(names: Iterable[str], others: Iterable[str]) -> list[str]:
-    known = set(others)
-    return [name for name in names if name not in known]
-
-
-def _some(names: Iterable[str], most: int = 10) -> str:
-    words = [repr(name) for name in names]
-    return ", ".join(words[:most]) + (f" and {len(words) - most} more" if len(words) > most else "")
-
-
-def _fetched(text: str) -> Fetched | None:
-    return fetched(text) if ":/" in text else None
+def _reference_of(used: Input) -> ArtifactReference | None:
+    """A reference to exactly the version that was used; None for what no backend holds."""
+    if not used.backend or not used.uri:
+        return None
+    try:
+        return parse(used.uri) or parse(f"{used.backend}-artifact://{used.uri}")
+    except TrackerError:
+        return None

@@ -264,6 +264,8 @@ class Run:
         metrics: Mapping[str, Any] | None = None,
         aliases: Sequence[str] = (),
         metadata: Mapping[str, Any] | None = None,
+        keep_last: int = 0,
+        keep_every: int = 0,
     ) -> None:
         """Record a model checkpoint as the next version of `run-<run id>-model`.
 
@@ -278,6 +280,9 @@ class Run:
             metrics: Metrics of exactly this checkpoint.
             aliases: Names that move to this version, such as "best"; "latest" is implied.
             metadata: Stored with the version.
+            keep_last: How many versions of this model the backend keeps; 0 for all of them. Never removed are those
+                that have a name ("latest", "best", one of yours) or that another run was made from.
+            keep_every: Keep also those whose step is a multiple of this; 0 for none of them.
         """
         source = Path(path)
         at_risk = source in self._logged_paths or REWRITTEN.fullmatch(source.name) is not None
@@ -295,6 +300,8 @@ class Run:
             values,
             step_number(step)[0],
             None if epoch is None else number(epoch),
+            max(0, int(keep_last)),
+            max(0, int(keep_every)),
         )
         self._append(record)
         self._refuse("log_checkpoint", *refused)

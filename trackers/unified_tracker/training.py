@@ -25,7 +25,7 @@ from unified_tracker._start import RunSettings
 from unified_tracker.records import Input
 
 if TYPE_CHECKING:
-    from unified_tracker._lineage import ClassList
+    from unified_tracker._class_lists import ClassList
     from unified_tracker.predictions import SampleEvaluation  # loads NumPy
 
 __all__ = ["CheckpointFile", "Evaluation", "RunSettings", "TrainingSession", "guarded"]
@@ -113,6 +113,8 @@ class TrainingSession:
         log_checkpoint_metadata: bool = True,
         best_metric: str | None = None,
         framework_names: bool = True,
+        keep_last: int = 0,
+        keep_every: int = 0,
     ) -> None:
         """Set what is recorded.
 
@@ -123,11 +125,13 @@ class TrainingSession:
             best_metric: The metric that decides the alias "best": a headline name, with "/" or "."; None takes the
                 first headline metric of the first evaluation. Names with "loss" or "error" are better when smaller.
             framework_names: Record the framework's own names beside the canonical ones.
+            keep_last, keep_every: As in `Run.log_checkpoint`: what the backend keeps of the checkpoints.
         """
         self.run = run
         self._log_checkpoint, self._with_metadata = log_checkpoint, log_checkpoint_metadata
         self._best_metric = best_metric.replace("/", ".") if best_metric else None
         self._framework_names = framework_names
+        self._kept = {"keep_last": keep_last, "keep_every": keep_every}
         self._pending: dict[int, CheckpointFile] = {}
         self._logged_steps: set[int] = set()
         self._evaluations: dict[tuple[str, int], Evaluation] = {}
@@ -192,7 +196,7 @@ class TrainingSession:
 
     def classes_compared(self, one: ClassList, other: ClassList) -> None:
         """Warn, once, if two lists of classes do not fit together: on the terminal, and as a tag of the run."""
-        from unified_tracker._lineage import difference
+        from unified_tracker._class_lists import difference
 
         sentence = difference(one, other)
         if sentence is not None and sentence not in self._class_warnings:
@@ -262,7 +266,7 @@ class TrainingSession:
                 metrics = {**own, **evaluation.canonical}
             aliases = (checkpoint.alias, *self._best_aliases(evaluation, self._best))
             self.run.log_checkpoint(
-                checkpoint.path, step, checkpoint.epoch, metrics, aliases, self._checkpoint_metadata()
+                checkpoint.path, step, checkpoint.epoch, metrics, aliases, self._checkpoint_metadata(), **self._kept
             )
             self._logged_steps.add(step)
             if aliases[1:]:
@@ -296,7 +300,7 @@ class TrainingSession:
 
     def _checkpoint_metadata(self) -> dict[str, Any]:
         """What is known about what every checkpoint of this training was made from."""
-        from unified_tracker._lineage import dataset_digest  # not for those who keep no checkpoints
+        from unified_tracker._origins import dataset_digest  # not for those who keep no checkpoints
 
         digests = [dataset_digest(entry) for (role, _), entry in self._inputs.items() if role == "train"]
         return {"dataset_digest": ",".join(digests)} if digests and all(digests) else {}

@@ -8,7 +8,7 @@ import posixpath
 import re
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Final
 
@@ -102,7 +102,15 @@ class MlflowArtifacts:
         versions = self._versions(record.name)
         found = next((version for version in versions if version.digest == digest), None)
         if found is None:
-            found = Version(len(versions), digest, record.type, each, [], dict(record.metadata), record.ts)
+            found = Version(
+                _next(known.version for known in versions),
+                digest,
+                record.type,
+                each,
+                [],
+                dict(record.metadata),
+                record.ts,
+            )
             self._put_tree(f"{record.name}/v{found.version}", files)
             versions.append(found)
         for alias in dict.fromkeys(("latest", *record.aliases)):
@@ -128,7 +136,8 @@ class MlflowArtifacts:
         digest, each = files_digest(files)
         model = next((model for model in models if model.tags.get(DIGEST_TAG) == digest), None)
         if model is None:
-            model = self._new_model(record, digest, each, len(models))
+            taken = [known.tags.get(VERSION_TAG, "v-1").removeprefix("v") for known in models]
+            model = self._new_model(record, digest, each, _next(map(int, taken)))
         if str(model.status) != "READY":
             with self._folder() as folder:
                 _link_tree(files, folder)
@@ -284,6 +293,11 @@ class _Scratch:
 
     def __exit__(self, *_: object) -> None:
         shutil.rmtree(self._path, ignore_errors=True)
+
+
+def _next(taken: Iterable[int]) -> int:
+    """The number of a new version: never one that was removed while newer ones stayed."""
+    return max(taken, default=-1) + 1
 
 
 def _alias_tag(alias: str) -> str:

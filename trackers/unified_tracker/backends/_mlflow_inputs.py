@@ -61,14 +61,13 @@ class MlflowInputs:
         self._client.set_tag(self._run_id, tag, _text(list(roles.values())))
 
     def _link_dataset(self, record: Input) -> None:
-        profile = {key: value for key, value in record.metadata.items() if key != "folder"}
         source = {"uri": record.uri or (record.file.staged if record.file else record.reference)}
         dataset = Dataset(
             record.name[:NAME_LIMIT],
             (record.digest or identity(record))[:DIGEST_LIMIT],
             "artifact" if record.backend else "local",
             msgspec.json.encode(source | {"reference": record.reference}).decode(),
-            profile=msgspec.json.encode(profile).decode(),
+            profile=msgspec.json.encode(record.metadata).decode(),
         )
         context = InputTag("mlflow.data.context", CONTEXTS.get(record.role, record.role))
         self._client.log_inputs(self._run_id, datasets=[DatasetInput(dataset, [context])])

@@ -88,15 +88,16 @@ class MlflowStore:
         name: str | None = None,
     ) -> Iterator[ArtifactVersion]:
         with self._told("artifacts"):
-            found = []
             experiments = self._experiment_ids(project)
-            if type in {None, "model"}:
+            found = list(self._named(name, experiments)) if name is not None else []
+            if name is None and type in {None, "model"}:
                 found += [self._of_model(each) for each in self._models(experiments, name) if DIGEST_TAG in each.tags]
-            for run in self._runs(experiments, f"tags.`{RUN_TAG}` LIKE '%'"):
+            for run in self._runs(experiments, f"tags.`{RUN_TAG}` LIKE '%'") if name is None else ():
                 for label, kind in _names(run).items():
-                    if name in {None, label} and type in {None, kind}:
+                    if type in {None, kind}:
                         found += self._of_run(run, label)
-        return iter(sorted(found, key=lambda each: -each.created_ms))
+        wanted = [each for each in found if type in {None, each.type}]
+        return iter(sorted(wanted, key=lambda each: -each.created_ms))
 
     def run(self, id: str) -> RunSummary:  # noqa: A002 -- the field's word
         with self._told(f"run {id}"):
@@ -106,6 +107,14 @@ class MlflowStore:
         with self._told(str(version.reference)):
             tag = TAG + identity_of(version.backend, version.uri)
             return [self._summary(run) for run in self._runs(self._experiment_ids(None), f"tags.`{tag}` LIKE '%'")]
+
+    def is_registered(self, version: ArtifactVersion) -> bool:
+        model = version.uri.removeprefix("models:/")
+        if not version.run or not model.startswith("m-"):
+            return False
+        with self._told(str(version.reference)):
+            registered = self._client.search_model_versions(f"run_id = '{version.run}'")
+            return any(each.model_id == model for each in registered)
 
     def delete(self, version: ArtifactVersion) -> None:
         with self._told(str(version.reference)):
