@@ -9,9 +9,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import mlflow
+import msgspec
 
 import unified_tracker as ut
+from tests.mlflow_reading import MlflowRun
+from unified_tracker._inputs import TAG
+from unified_tracker.records import Input
 
 
 def log_dataset(
@@ -59,15 +62,14 @@ def write(path: Path, content: Mapping[str, Any]) -> None:
     path.write_text(json.dumps(content))
 
 
-def inputs_of(client: mlflow.MlflowClient, run_id: str) -> dict[str, list[str]]:
-    """Role to the names of the data sets that MLflow shows as inputs of a run."""
-    found: dict[str, list[str]] = {}
-    for entry in client.get_run(run_id).inputs.dataset_inputs:
-        context = next(tag.value for tag in entry.tags if tag.key == "mlflow.data.context")
-        found.setdefault(context, []).append(entry.dataset.name)
-    return found
+def datasets_of(run: MlflowRun) -> set[tuple[str, str]]:
+    """Context and name of the data sets that MLflow shows as inputs of a run."""
+    inputs = run.client.get_run(run.id).inputs.dataset_inputs
+    return {(tag.value, each.dataset.name) for each in inputs for tag in each.tags if tag.key == "mlflow.data.context"}
 
 
-def records_of(run: Any) -> list[dict[str, Any]]:
-    """The records of a run's inputs, from its tags."""
-    return [json.loads(value) for key, value in run.tags.items() if key.startswith("unified_tracker.input.")]
+def records_of(run: MlflowRun) -> dict[str, Input]:
+    """Role and name, "train shapes-train", to the record of an input, from the tags of the run."""
+    tags = [value for key, value in run.tags.items() if key.startswith(TAG)]
+    records = [record for value in tags for record in msgspec.json.decode(value, type=list[Input])]
+    return {f"{record.role} {record.name}": record for record in records}
