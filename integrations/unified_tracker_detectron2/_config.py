@@ -87,7 +87,8 @@ def evaluated_datasets(*configs: Any) -> list[str]:
 
 def initial_weights(*configs: Any) -> str:
     """What a configuration names as weights, "MODEL.WEIGHTS" or "train.init_checkpoint"; "" if nothing."""
-    found = (_value(config, path) for config in configs for path in (("MODEL", "WEIGHTS"), ("train", "init_checkpoint")))
+    paths = ("MODEL", "WEIGHTS"), ("train", "init_checkpoint")
+    found = (_value(config, path) for config in configs for path in paths)
     return next((str(value) for value in found if value), "")
 
 

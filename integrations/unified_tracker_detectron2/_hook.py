@@ -205,8 +205,8 @@ class UnifiedTrackerHook(HookBase):
         raised again. Not while a training goes on.
 
         Args:
-            model: What is evaluated. Without a training before, `cfg.MODEL.WEIGHTS` is recorded as the checkpoint that is
-                evaluated, and the results go to it too.
+            model: What is evaluated. Without a training before, `cfg.MODEL.WEIGHTS` is recorded as the checkpoint that
+                is evaluated, and the results go to it too.
             step: Completed iterations of its weights. Default: those of the training, or of a tracked checkpoint in
                 `cfg.MODEL.WEIGHTS`, or what the name of a file there says (`model_0000099.pth`), or 0.
 

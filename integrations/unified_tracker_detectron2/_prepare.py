@@ -1,4 +1,4 @@
-"""References in a configuration: data sets and weights are fetched, and found under their URIs, before anything is built."""
+"""References in a configuration: fetched, and found under their URIs, before anything is built from it."""
 
 from __future__ import annotations
 
@@ -138,7 +138,7 @@ def was_loaded(text: str) -> bool:
 
 
 def _registered_handler() -> ArtifactHandler:
-    global _handler  # noqa: PLW0603 -- Detectron2 has one `PathManager` a process
+    global _handler  # Detectron2 has one `PathManager` a process
     if _handler is None:
         _handler = ArtifactHandler()
         PathManager.register_handler(_handler, allow_override=True)

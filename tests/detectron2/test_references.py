@@ -39,7 +39,7 @@ def store(shapes: Path, tmp_path_factory: pytest.TempPathFactory) -> Store:
 
 def run(shapes: Path, store: Store, output: Path, *opts: object, **wish: object) -> Training:
     opts = (*store.options(output), "SOLVER.CHECKPOINT_PERIOD", 2, "TEST.EVAL_PERIOD", 2, "TRACKER.INTERVAL", 1, *opts)
-    return train(shapes, output, prepare=True, iterations=4, opts=list(opts), **wish)
+    return train(shapes, output, prepare=True, iterations=4, opts=list(opts), timeout_s=280, **wish)
 
 
 def read(store: Store, training: Training) -> MlflowRun:
