@@ -18,7 +18,14 @@ from unified_tracker.records import Input
 
 
 def log_dataset(
-    shapes: Path, split: str, uri: str, name: str, work: Path, *, classes: Sequence[str] | None = None
+    shapes: Path,
+    split: str,
+    uri: str,
+    name: str,
+    work: Path,
+    *,
+    classes: Sequence[str] | None = None,
+    labels: Sequence[int] | None = None,
 ) -> str:
     """Log a split of the shapes as an artifact, through a run of our own. Gives its digest.
 
@@ -28,7 +35,8 @@ def log_dataset(
         uri: Of MLflow.
         name: Of the artifact.
         work: A folder to work in.
-        classes: Other names for its classes.
+        classes: Other names for its categories.
+        labels: In `detectron2_metadata.json`, the label of each category; default: as they stand.
     """
     folder = work / name
     (folder / "images").mkdir(parents=True)
@@ -37,8 +45,9 @@ def log_dataset(
         category["name"] = given
     for image in coco["images"]:
         shutil.copyfile(shapes / split / image["file_name"], folder / "images" / image["file_name"])
-    names = [category["name"] for category in coco["categories"]]
-    ids = {str(category["id"]): label for label, category in enumerate(coco["categories"])}
+    order = list(labels or range(len(coco["categories"])))
+    ids = {str(category["id"]): label for category, label in zip(coco["categories"], order, strict=True)}
+    names = [coco["categories"][order.index(label)]["name"] for label in range(len(order))]
     content = json.dumps(coco, sort_keys=True).encode()
     (folder / "annotations.json").write_bytes(content)
     digest = hashlib.sha256(content).hexdigest()

@@ -34,7 +34,7 @@ NAMED: Final = (
 )
 
 
-class ArtifactHandler(PathHandler):  # type: ignore[misc]  # iopath is not typed
+class ArtifactHandler(PathHandler):
     """Gives Detectron2 files of artifacts by their references.
 
     A reference with a path behind the alias is that file. Without one it is the artifact's one file of weights: that is

@@ -51,7 +51,7 @@ def was_loaded(text: str) -> bool:
     return text in _loaded
 
 
-class ArtifactBackend(BaseStorageBackend):  # type: ignore[misc]  # MMEngine is not typed
+class ArtifactBackend(BaseStorageBackend):
     """Files of artifacts, by `<reference>/<path>`. Read only.
 
     Blocking: the first file of an artifact fetches all of it, the others cost what a local file costs.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import pytest
 from tests.detectron2.conftest import Training, train
 from tests.mlflow_reading import MlflowRun
 from tests.referencing import datasets_of, log_dataset, records_of
+from unified_tracker import TrackerError
 from unified_tracker._rundir import find_runs
 
 TRAIN, VAL = "mlflow-artifact://shapes-train:latest", "mlflow-artifact://datasets/shapes-val:v0"
@@ -174,3 +176,35 @@ def test_two_processes_train_on_one_fetch(shapes: Path, store: Store, tmp_path: 
     stored = MlflowRun(store.uri, directory.path.name)
     assert stored.params["effective.world_size"] == "2"
     assert len(records_of(stored)) == 2
+
+
+def test_lazy_configuration_names_references_and_files_are_read_by_them(
+    shapes: Path, store: Store, tmp_path: Path
+) -> None:
+    """In this process, which trains nothing. The artifact numbers its classes in another order than its categories."""
+    omegaconf = pytest.importorskip("omegaconf")
+    from detectron2.data import DatasetCatalog, MetadataCatalog
+    from detectron2.utils.file_io import PathManager
+
+    from unified_tracker_detectron2 import prepare
+
+    log_dataset(shapes, "val", store.uri, "shapes-odd", tmp_path, labels=[2, 0, 1])
+    name = "mlflow-artifact://shapes-odd:latest"
+    config = {"dataloader": {"train": {"dataset": {"names": name}}, "test": {"dataset": {"names": [name]}}}}
+    for _ in range(2):  # the second time is harmless
+        prepare(omegaconf.OmegaConf.create(config), options={"mlflow": {"tracking_uri": store.uri}})
+    assert MetadataCatalog.get(name).thing_classes == ["square", "triangle", "circle"]
+    assert MetadataCatalog.get(name).thing_dataset_id_to_contiguous_id == {1: 2, 2: 0, 3: 1}
+    coco = json.loads((shapes / "val.json").read_text())
+    records = DatasetCatalog.get(name)
+    given = {image["id"]: [] for image in coco["images"]}
+    for annotation in coco["annotations"]:
+        given[annotation["image_id"]].append([2, 0, 1][annotation["category_id"] - 1])
+    assert {each["image_id"]: [one["category_id"] for one in each["annotations"]] for each in records} == given
+    assert all(Path(record["file_name"]).is_file() for record in records)
+    with PathManager.open(f"{name}/annotations.json") as file:
+        assert json.load(file)["images"] == coco["images"]
+    assert PathManager.ls(f"{name}/images") == sorted(image["file_name"] for image in coco["images"])
+    assert not PathManager.exists(f"{name}/images/none.jpg")
+    with pytest.raises(TrackerError, match="exactly one file of weights"):
+        PathManager.get_local_path(name)
