@@ -15,8 +15,10 @@ from detectron2.data.datasets import load_coco_json
 from detectron2.utils.file_io import PathHandler, PathManager
 
 from unified_tracker import TrackerError
-from unified_tracker._fetching import Fetched, Options, fetch, local_path, weights_file
+from unified_tracker._access import Access
+from unified_tracker._fetching import Fetched, Options
 from unified_tracker._reference import SCHEMES, parse
+from unified_tracker.training import RunSettings
 from unified_tracker_detectron2._config import evaluated_datasets, hook_arguments, initial_weights, training_datasets
 
 ANNOTATIONS: Final = "annotations.json"
@@ -41,13 +43,13 @@ class ArtifactHandler(PathHandler):
     what stands in `MODEL.WEIGHTS`.
 
     Attributes:
-        options: Backend name to its options.
+        access: How backends are asked.
         asked: References that something has asked for: a checkpointer that loads weights does.
     """
 
     def __init__(self) -> None:
         super().__init__()
-        self.options: Options = {}
+        self.access = Access()
         self.asked: set[str] = set()
 
     def _get_supported_prefixes(self) -> list[str]:
@@ -78,14 +80,11 @@ class ArtifactHandler(PathHandler):
     def _ls(self, path: str, **kwargs: Any) -> list[str]:
         reference = parse(path)
         whole = reference is None or not reference.path
-        return sorted(os.listdir(fetch(path, self.options).folder if whole else self._place(path)))
+        return sorted(os.listdir(self.access.fetch(path).folder if whole else self._place(path)))
 
     def _place(self, path: str) -> Path:
-        reference = parse(path)
-        self.asked.add(str(reference))
-        if reference is not None and reference.path:
-            return local_path(path, self.options)
-        return weights_file(fetch(path, self.options))
+        self.asked.add(str(parse(path)))
+        return self.access.weights(path)
 
 
 _handler: ArtifactHandler | None = None
@@ -119,16 +118,14 @@ def prepare(cfg: Any, *, options: Options | None = None) -> None:
         TrackerError: The backend does not answer, or has nothing that fits. Nothing has been built by then.
     """
     handler = _registered_handler()
-    handler.options = _merged(options or {}, hook_arguments(cfg).get("options", {}) if isinstance(cfg, CfgNode) else {})
-    for name in dict.fromkeys([*training_datasets(cfg), *evaluated_datasets(cfg)]):
-        if parse(name) is not None:
-            _register(name, fetch(name, handler.options))
-    weights = initial_weights(cfg)
-    if (reference := parse(weights)) is not None:
-        if reference.path:
-            local_path(weights, handler.options)
-        else:
-            weights_file(fetch(weights, handler.options))
+    names = dict.fromkeys([*training_datasets(cfg), *evaluated_datasets(cfg)])
+    datasets, weights = [name for name in names if parse(name) is not None], initial_weights(cfg)
+    tracked = parse(weights) is not None
+    handler.access = _access(cfg, options or {}) if datasets or tracked else Access(others=options or {})
+    for name in datasets:
+        _register(name, handler.access.fetch(name))
+    if tracked:
+        handler.access.weights(weights)
 
 
 def was_loaded(text: str) -> bool:
@@ -189,6 +186,16 @@ def _metadata(found: Fetched) -> dict[str, Any]:
     except (ValueError, AttributeError, TypeError) as error:
         raise TrackerError(f"{found.version.reference}: {METADATA} cannot be understood: {error}") from error
     return metadata
+
+
+def _access(cfg: Any, options: Options) -> Access:
+    """As the hook will ask that is made from the same configuration."""
+    if not isinstance(cfg, CfgNode):
+        return Access(others=options)
+    given = hook_arguments(cfg)
+    merged = _merged(options, given.get("options", {}))
+    settings = RunSettings.resolve(given.get("tracker"), project=given.get("project"), options=merged)
+    return Access.of(settings, merged)
 
 
 def _merged(*sources: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:

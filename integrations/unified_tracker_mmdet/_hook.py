@@ -15,6 +15,7 @@ from mmengine.registry import HOOKS
 from mmengine.runner import Runner
 
 from unified_tracker import ConfigurationError, Run
+from unified_tracker._access import Access
 from unified_tracker.training import CheckpointFile, Evaluation, RunSettings, TrainingSession, guarded
 from unified_tracker_mmdet import _facts, _inputs, _metrics, _references
 from unified_tracker_mmdet._arguments import read_init_kwargs
@@ -88,11 +89,11 @@ class UnifiedTrackerHook(Hook):
             ConfigurationError: On every process alike, before training.
         """
         given = read_init_kwargs(init_kwargs, options)
-        _references.use_options(given.options)  # the data sets are built after the hooks
         try:
             self._settings = RunSettings.resolve(tracker, options=given.options, on_error=on_error, **given.run)
         except ConfigurationError as error:
             raise ConfigurationError(str(error)) from None  # registries of old make errors anew, from one string
+        _references.use(Access.of(self._settings, given.options))  # the data sets are built after the hooks
         if not isinstance(interval, int) or interval < 1:
             raise ConfigurationError(f"interval must be a positive number of iterations, not {interval!r}")
         self._id, self._config, self._ignored = given.id, given.config, given.ignored

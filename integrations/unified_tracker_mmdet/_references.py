@@ -16,19 +16,20 @@ from mmengine.fileio.backends import BaseStorageBackend
 from mmengine.runner import CheckpointLoader
 
 from unified_tracker import TrackerError
-from unified_tracker._fetching import Fetched, Options, fetch, fetched, local_path, weights_file
+from unified_tracker._access import Access
+from unified_tracker._fetching import Fetched, fetched
 from unified_tracker._reference import SCHEMES, parse
 
 RUN_FILE: Final = re.compile(r"runs:/+(?P<run>[^/]+)/(?P<folder>[^/]+)(?:/(?P<path>.*))?")
 
-_options: dict[str, dict[str, Any]] = {}
+_access = Access()
 _loaded: set[str] = set()
 
 
-def use_options(options: Options) -> None:
-    """Set by what options backends are asked from now on. The hook does it; it is built before the data sets are."""
-    for backend, values in options.items():
-        _options[backend] = dict(values)
+def use(access: Access) -> None:
+    """Set how backends are asked from now on. The hook does it; it is built before the data sets are."""
+    global _access  # MMEngine has one registry of storage backends a process
+    _access = access
 
 
 def is_reference(text: str) -> bool:
@@ -108,8 +109,7 @@ class ArtifactBackend(BaseStorageBackend):
 
 def load_from_artifact(filename: str, map_location: Any = None) -> Any:
     """Load a checkpoint by a reference to an artifact with one file of weights, or to a file in an artifact."""
-    reference = parse(filename)
-    path = local_path(filename, _options) if reference and reference.path else weights_file(fetch(filename, _options))
+    path = _access.weights(filename)
     _loaded.add(filename)
     return CheckpointLoader.load_checkpoint(str(path), map_location)
 
@@ -121,11 +121,11 @@ class WorkerStart:
     """
 
     def __init__(self, then: Callable[[int], None] | None) -> None:
-        self._then, self._options = then, dict(_options)
+        self._then, self._access = then, _access
 
     def __call__(self, worker: int) -> None:
         """Called by PyTorch, in the worker."""
-        use_options(self._options)
+        use(self._access)
         if self._then is not None:
             self._then(worker)
 
@@ -140,11 +140,11 @@ def reach_workers(loader: Any) -> None:
 def _local(path: str | Path) -> Path:
     text = _plain(str(path))
     if (found := RUN_FILE.fullmatch(text)) is not None and found["path"]:
-        place = fetch(_root(text), _options).folder / found["path"]
+        place = _access.fetch(_root(text)).folder / found["path"]
         if ".." in Path(found["path"]).parts or not place.exists():
             raise TrackerError(f"{_root(text)} holds no {found['path']!r}")
         return place
-    return local_path(text, _options)
+    return _access.file(text)
 
 
 def _plain(text: str) -> str:

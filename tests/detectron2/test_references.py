@@ -148,7 +148,8 @@ def test_classes_in_another_order_are_warned_about(
     classes = ["square", "circle", "triangle"]
     log_dataset(shapes, "train", store.uri, "shapes-renamed", tmp_path, classes=classes)
     data = ["DATASETS.TRAIN", ("mlflow-artifact://shapes-renamed:latest",), "DATASETS.TEST", (VAL,)]
-    stored = read(store, run(shapes, store, tmp_path / "run", *data, "MODEL.ROI_HEADS.NUM_CLASSES", 4))
+    opts = ["MODEL.ROI_HEADS.NUM_CLASSES", 4, "TEST.EVAL_PERIOD", 0]  # an evaluation would end the training
+    stored = read(store, run(shapes, store, tmp_path / "run", *data, *opts))
     warning = stored.tags[WARNING]
     assert "the model has 4 classes, the training set" in warning
     assert "the same classes in another order: label 0 is 'square' in the one, 'circle' in the other" in warning
