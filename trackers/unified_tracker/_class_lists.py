@@ -35,18 +35,16 @@ def difference(one: ClassList, other: ClassList) -> str | None:
             return None
         return f"{one.owner} has {_described(one)}, {other.owner} has {_described(other)}"
     only_one, only_other = _without(one.names, other.names), _without(other.names, one.names)
-    if not only_one and not only_other:
-        place = next(i for i, (a, b) in enumerate(zip(one.names, other.names, strict=False)) if a != b)
+    changed = (i for i, (a, b) in enumerate(zip(one.names, other.names, strict=False)) if a != b)
+    if not only_one and not only_other and (place := next(changed, None)) is not None:
         return (
             f"{one.owner} and {other.owner} have the same classes in another order: label {place} is "
             f"{one.names[place]!r} in the one, {other.names[place]!r} in the other"
         )
-    found = f"the classes of {one.owner} ({one.size}) and of {other.owner} ({other.size}) differ: "
-    found += "; ".join(
-        f"only {owner} has {_some(names)}"
-        for owner, names in ((one.owner, only_one), (other.owner, only_other))
-        if names
-    )
+    sides = ((one.owner, only_one), (other.owner, only_other))
+    only = "; ".join(f"only {owner} has {_some(names)}" for owner, names in sides if names)
+    found = f"the classes of {one.owner} ({one.size}) and of {other.owner} ({other.size}) differ"
+    found += f": {only}" if only else ""
     return f"{found}; labels of the same number mean different things" if one.size == other.size else found
 
 
