@@ -126,7 +126,8 @@ def _instances(instances: Sequence[Mapping[str, Any]], height: int, width: int) 
 
 def leaves(dataset: Any) -> Iterator[Any]:
     """The data sets behind wrappers (`RepeatDataset`, `ConcatDataset`); nothing of None."""
-    if (inner := getattr(dataset, "dataset", None)) is not None:
+    inner = getattr(dataset, "dataset", None)
+    if inner is not None and not isinstance(inner, str):
         yield from leaves(inner)
     elif several := getattr(dataset, "datasets", None):
         for each in several:

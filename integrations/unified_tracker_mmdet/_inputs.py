@@ -34,7 +34,7 @@ def dataset_inputs(role: str, loader: Any) -> Iterator[Input]:
         annotations = str(getattr(dataset, "ann_file", None) or "")
         root = str(getattr(dataset, "data_root", None) or "")
         prefixes = getattr(dataset, "data_prefix", None)
-        images = [str(value) for value in prefixes.values()] if isinstance(prefixes, Mapping) else []
+        images = [str(value) for value in prefixes.values() if value] if isinstance(prefixes, Mapping) else []
         text = next((place for place in (annotations, root, *images) if _references.fetched_for(place)), "")
         name = name_of(dataset)
         if found := _references.fetched_for(text):

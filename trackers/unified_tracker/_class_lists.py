@@ -49,7 +49,9 @@ def difference(one: ClassList, other: ClassList) -> str | None:
 
 
 def _described(classes: ClassList) -> str:
-    return f"{classes.size} classes" + (f" ({_some(classes.names)})" if classes.names else "")
+    return f"{classes.size} class{'es' if classes.size > 1 else ''}" + (
+        f" ({_some(classes.names)})" if classes.names else ""
+    )
 
 
 def _without(names: Iterable[str], others: Iterable[str]) -> list[str]:
