@@ -49,9 +49,8 @@ def difference(one: ClassList, other: ClassList) -> str | None:
 
 
 def _described(classes: ClassList) -> str:
-    return f"{classes.size} class{'es' if classes.size > 1 else ''}" + (
-        f" ({_some(classes.names)})" if classes.names else ""
-    )
+    count = f"{classes.size} {'class' if classes.size == 1 else 'classes'}"
+    return f"{count} ({_some(classes.names)})" if classes.names else count
 
 
 def _without(names: Iterable[str], others: Iterable[str]) -> list[str]:
