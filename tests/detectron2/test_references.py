@@ -142,15 +142,13 @@ def test_resumed_training_did_not_start_from_the_weights_in_its_configuration(
     assert {record.role for record in records_of(read(store, second)).values()} == {"train", "val"}
 
 
-def test_classes_in_another_order_are_warned_about(
-    shapes: Path, store: Store, trained: Training, tmp_path: Path
-) -> None:
-    classes = ["square", "circle", "triangle"]
-    log_dataset(shapes, "train", store.uri, "shapes-renamed", tmp_path, classes=classes)
+def test_classes_that_do_not_fit_are_warned_about(shapes: Path, store: Store, tmp_path: Path) -> None:
+    """Detectron2 itself ends this training, at the first prediction that is no class of the validation set."""
+    log_dataset(shapes, "train", store.uri, "shapes-renamed", tmp_path, classes=["square", "circle", "triangle"])
     data = ["DATASETS.TRAIN", ("mlflow-artifact://shapes-renamed:latest",), "DATASETS.TEST", (VAL,)]
-    opts = ["MODEL.ROI_HEADS.NUM_CLASSES", 4, "TEST.EVAL_PERIOD", 0]  # an evaluation would end the training
-    stored = read(store, run(shapes, store, tmp_path / "run", *data, *opts))
-    warning = stored.tags[WARNING]
+    run(shapes, store, tmp_path / "run", *data, "MODEL.ROI_HEADS.NUM_CLASSES", 4)
+    (directory,) = find_runs(tmp_path / "run")
+    warning = MlflowRun(store.uri, directory.path.name).tags[WARNING]
     assert "the model has 4 classes, the training set" in warning
     assert "the same classes in another order: label 0 is 'square' in the one, 'circle' in the other" in warning
 
