@@ -131,7 +131,7 @@ class TrainingSession:
         self._log_checkpoint, self._with_metadata = log_checkpoint, log_checkpoint_metadata
         self._best_metric = best_metric.replace("/", ".") if best_metric else None
         self._framework_names = framework_names
-        self._kept = {"keep_last": keep_last, "keep_every": keep_every}
+        self._keep_last, self._keep_every = keep_last, keep_every
         self._pending: dict[int, CheckpointFile] = {}
         self._logged_steps: set[int] = set()
         self._evaluations: dict[tuple[str, int], Evaluation] = {}
@@ -266,7 +266,14 @@ class TrainingSession:
                 metrics = {**own, **evaluation.canonical}
             aliases = (checkpoint.alias, *self._best_aliases(evaluation, self._best))
             self.run.log_checkpoint(
-                checkpoint.path, step, checkpoint.epoch, metrics, aliases, self._checkpoint_metadata(), **self._kept
+                checkpoint.path,
+                step,
+                checkpoint.epoch,
+                metrics,
+                aliases,
+                self._checkpoint_metadata(),
+                keep_last=self._keep_last,
+                keep_every=self._keep_every,
             )
             self._logged_steps.add(step)
             if aliases[1:]:

@@ -114,7 +114,7 @@ class MlflowStore:
             return False
         with self._told(str(version.reference)):
             registered = self._client.search_model_versions(f"run_id = '{version.run}'")
-            return any(each.model_id == model for each in registered)
+            return any(_model_of(each) == model for each in registered)
 
     def delete(self, version: ArtifactVersion) -> None:
         with self._told(str(version.reference)):
@@ -163,8 +163,8 @@ class MlflowStore:
             registered = newest[0]
         else:
             registered = self._client.get_model_version(name, alias)
-        if registered.model_id:
-            return self._of_model(self._client.get_logged_model(registered.model_id))
+        if model := _model_of(registered):
+            return self._of_model(self._client.get_logged_model(model))
         root = self._client.get_model_version_download_uri(name, registered.version)
         with self._lock:
             self._roots[reference.uri] = repository = get_artifact_repository(root, tracking_uri=self._uri)
@@ -384,6 +384,12 @@ class MlflowStore:
             raise
         except (mlflow.MlflowException, OSError) as error:
             raise TrackerError(f"{what} cannot be read from {self._shown}: {mask_text(str(error))}") from error
+
+
+def _model_of(registered: Any) -> str | None:
+    """MLflow's id of the model behind a registered version; None for one that was registered from plain files."""
+    source = str(registered.source)
+    return registered.model_id or (source.removeprefix("models:/") if source.startswith("models:/m-") else None)
 
 
 def _numbers(metrics: Any) -> dict[str, float]:
