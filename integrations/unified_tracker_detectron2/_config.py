@@ -76,20 +76,39 @@ def hook_arguments(cfg: CfgNode) -> dict[str, Any]:
     return arguments
 
 
+def training_datasets(*configs: Any) -> list[str]:
+    """Names of the data sets that are trained on, as `evaluated_datasets`."""
+    return _names(configs, ("DATASETS", "TRAIN"), ("dataloader", "train", "dataset", "names"))
+
+
 def evaluated_datasets(*configs: Any) -> list[str]:
     """Names of the data sets that an evaluation runs on: of the first configuration that says it.
 
     Args:
         configs: `CfgNode` ("DATASETS.TEST"), LazyConfig ("dataloader.test.dataset.names"), None.
     """
+    return _names(configs, ("DATASETS", "TEST"), ("dataloader", "test", "dataset", "names"))
+
+
+def initial_weights(*configs: Any) -> str:
+    """What a configuration names as weights, "MODEL.WEIGHTS" or "train.init_checkpoint"; "" if nothing."""
+    paths = ("MODEL", "WEIGHTS"), ("train", "init_checkpoint")
+    found = (_value(config, path) for config in configs for path in paths)
+    return next((str(value) for value in found if value), "")
+
+
+def _names(configs: Any, *paths: tuple[str, ...]) -> list[str]:
     for config in configs:
-        for path in (("DATASETS", "TEST"), ("dataloader", "test", "dataset", "names")):
-            found: Any = config
-            for key in path:
-                found = found.get(key) if isinstance(found, Mapping) else None
-            if found:
+        for path in paths:
+            if found := _value(config, path):
                 return [found] if isinstance(found, str) else [str(name) for name in found]
     return []
+
+
+def _value(config: Any, path: tuple[str, ...]) -> Any:
+    for key in path:
+        config = config.get(key) if isinstance(config, Mapping) else None
+    return config
 
 
 def as_dict(config: Any) -> dict[str, Any]:
