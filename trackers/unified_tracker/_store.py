@@ -52,7 +52,11 @@ class ArtifactStore(Protocol):
         """Write the bytes of one file to `target`, whose folder exists. Called from several threads."""
 
     def versions(
-        self, *, type: str | None = None, project: str | None = None, name: str | None = None  # noqa: A002 -- the field's word
+        self,
+        *,
+        type: str | None = None,
+        project: str | None = None,
+        name: str | None = None,  # noqa: A002 -- the field's word
     ) -> Iterator[ArtifactVersion]:
         """All versions, newest first; of one type, one project (None: all of them), one name."""
 
