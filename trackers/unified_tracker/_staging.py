@@ -145,7 +145,7 @@ class Staging:
         held: list[StagedFile] = []
         try:
             for name, path in files:
-                held.append(self.hold(path, name, how))  # noqa: PERF401 -- undone below
+                held.append(self.hold(path, name, how))
         except OSError:
             for staged in held:
                 locate(self._run_dir, staged).unlink(missing_ok=True)

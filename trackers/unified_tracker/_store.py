@@ -54,9 +54,9 @@ class ArtifactStore(Protocol):
     def versions(
         self,
         *,
-        type: str | None = None,
+        type: str | None = None,  # noqa: A002 -- the field's word
         project: str | None = None,
-        name: str | None = None,  # noqa: A002 -- the field's word
+        name: str | None = None,
     ) -> Iterator[ArtifactVersion]:
         """All versions, newest first; of one type, one project (None: all of them), one name."""
 

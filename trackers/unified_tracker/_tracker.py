@@ -91,8 +91,8 @@ class Tracker(Protocol):
     It may also have `log_predictions(entry: Entry, report: PredictionReport) -> None`, to store an evaluation of the
     sample images in the backend's own way; without it `log_artifact` is given the page and the data as files.
 
-    It may also have `log_input(entry: Entry) -> None`, to store an `Input` record where the backend shows what a run was
-    made from; without it `set_tags` is given one tag, "unified_tracker.input.<16 hex digits>", with the record as JSON.
+    It may also have `log_input(entry: Entry) -> None`, to store an `Input` record where the backend shows what a run
+    was made from; without it `set_tags` is given a tag "unified_tracker.input.<16 hex digits>", the record as JSON.
 
     It may also have an attribute `notes`, a sequence of sentences: each is shown to the user once.
 

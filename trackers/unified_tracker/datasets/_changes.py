@@ -6,7 +6,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import msgspec
 
@@ -14,6 +14,8 @@ from unified_tracker._errors import TrackerError
 from unified_tracker.datasets._card import ANNOTATIONS, CARD, CardFile, DatasetCard
 from unified_tracker.datasets._coco import Coco, Entry, canonical, read_coco
 from unified_tracker.datasets._flaws import Flaws
+
+HOW: Final = ("added", "removed", "changed")
 
 
 class ClassChange(msgspec.Struct):
@@ -55,10 +57,9 @@ class Changes(msgspec.Struct):
 
     def counts(self) -> dict[str, int]:
         """Each kind of change as a number."""
-        named = {
-            name: getattr(self, name) for name in self.__struct_fields__ if "_" in name and name != "files_compared"
-        }
-        return {name: value if isinstance(value, int) else len(value) for name, value in named.items()}
+        kinds = [f"{what}_{how}" for what in ("images", "annotations", "categories") for how in HOW]
+        found = {kind: getattr(self, kind) for kind in kinds}
+        return {kind: value if isinstance(value, int) else len(value) for kind, value in found.items()}
 
 
 @dataclass(frozen=True)

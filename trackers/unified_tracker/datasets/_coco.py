@@ -64,7 +64,8 @@ def read_json(path: Path) -> Coco:
         there = ", ".join(map(repr, list(content)[:8])) or "nothing"
         raise TrackerError(f"{path} is no COCO data set: it has no list of {' and '.join(missing)}, but {there}")
     licenses = content.get("licenses")
-    return Coco(*(content[part] for part in PARTS), licenses if isinstance(licenses, list) else [])
+    images, annotations, categories = (content[part] for part in PARTS)
+    return Coco(images, annotations, categories, licenses if isinstance(licenses, list) else [])
 
 
 def read_coco(path: Path, flaws: Flaws) -> Coco:
@@ -225,7 +226,7 @@ def _annotations(
 
 
 def degenerate(box: Any, image: Entry) -> str:
-    """Why a box encloses nothing of its image; "" if it encloses something. One that reaches beyond the edge is fine."""
+    """Why a box encloses nothing of its image; "" if it does. One that reaches beyond the edge is fine."""
     if not isinstance(box, list) or len(box) != 4 or not all(map(_is_number, box)):
         return f"the box is {shown(box)}"
     x, y, width, height = box

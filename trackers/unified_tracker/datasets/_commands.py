@@ -50,7 +50,7 @@ class ImagesChoice(str, Enum):
 class SpreadingCommand(TyperCommand):
     """Takes `--categories a b` as W&B's demo has it, for `--categories a --categories b`."""
 
-    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:  # noqa: D102 -- click's own
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         return super().parse_args(ctx, spread(args))
 
 
@@ -85,8 +85,8 @@ def create(
     images: Annotated[
         ImagesChoice,
         typer.Option(
-            help="`link` files until they are delivered, `copy` them first, or `reference` them where they are, by path "
-            "and hash, and upload none."
+            help="`link` files until they are delivered, `copy` them first, or `reference` them where they are, by "
+            "path and hash, and upload none."
         ),
     ] = ImagesChoice.link,
     strict: Annotated[bool, typer.Option("--strict", help="Record nothing if anything is broken.")] = False,

@@ -219,7 +219,7 @@ def _metadata(
         "selection": msgspec.to_builtins(selection),
         "by_reference": images == "reference",
     }
-    if changes is not None:
+    if changes:
         found["changes"] = changes.counts()
     if flaws:
         found["left_out"] = {flaw.kind: flaw.count for flaw in flaws}

@@ -79,13 +79,13 @@ def statistics_tables(card: DatasetCard) -> list[ShownTable]:
         ["medium: below 96² pixels", statistics.sizes["medium"]],
         ["large", statistics.sizes["large"]],
     ]
-    pictures: list[list[Any]] = [[size.replace("x", " × "), number] for size, number in statistics.image_sizes.items()]
+    pictures: list[list[Any]] = [[size, number] for size, number in statistics.image_sizes.items()]
     if statistics.other_image_sizes:
         pictures.append(["other sizes", statistics.other_image_sizes])
     return [
         ShownTable("Classes", CLASS_COLUMNS, statistics.class_rows()),
         ShownTable("Objects", ["area", "objects"], sizes),
-        ShownTable("Images", ["width × height", "images"], pictures),
+        ShownTable("Images", ["width x height", "images"], pictures),
     ]
 
 

@@ -80,7 +80,9 @@ def count(coco: Coco) -> Statistics:
             each["name"],
             instances[each["id"], "all"],
             len(having[each["id"]]),
-            *(instances[each["id"], size] for size in SIZES),
+            instances[each["id"], "small"],
+            instances[each["id"], "medium"],
+            instances[each["id"], "large"],
             instances[each["id"], "crowd"],
         )
         for each in coco.categories
