@@ -272,6 +272,7 @@ class WandbTracker:
                 self._versions.log(entry.sequence, old, deadline)
             if not self._offline:
                 self._store.release(draft.files.values())
+                self._dataset = None
         self._sent(entry.sequence)
 
     def _draft(self, sequence: int, record: Artifact, name: str, files: Mapping[str, Path]) -> Draft:
