@@ -35,5 +35,6 @@ def shapes(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(autouse=True, scope="session")
 def state_folder(tmp_path_factory: pytest.TempPathFactory) -> None:
-    """Runs that wait are remembered in a folder of this test session, also by the processes that tests start."""
+    """Runs that wait, and what is fetched, are kept in folders of this session, also by processes that tests start."""
     os.environ["XDG_STATE_HOME"] = str(tmp_path_factory.mktemp("state"))
+    os.environ["UNIFIED_TRACKER_CACHE"] = str(tmp_path_factory.mktemp("cache"))

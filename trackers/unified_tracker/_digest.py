@@ -9,9 +9,9 @@ from pathlib import Path
 CHUNK = 1 << 20
 
 
-def file_digest(path: Path) -> str:
-    """SHA-256 of a file, as 64 hex digits."""
-    digest = hashlib.sha256()
+def file_digest(path: Path, algorithm: str = "sha256") -> str:
+    """SHA-256 of a file, or another algorithm of `hashlib`, as hex digits."""
+    digest = hashlib.new(algorithm, usedforsecurity=False)
     with path.open("rb") as file:
         while chunk := file.read(CHUNK):
             digest.update(chunk)

@@ -25,6 +25,7 @@ from unified_tracker._backoff import Backoff, Clock
 from unified_tracker._courier import CALL_S, LIMIT_VARIABLE, Courier, GaveUp
 from unified_tracker._errors import RejectedError
 from unified_tracker._guard import make_private
+from unified_tracker._inputs import TAG, Inputs, identity
 from unified_tracker._journal import ATTEMPT_SHIFT, JournalReader
 from unified_tracker._ledger import Held, Ledger
 from unified_tracker._mask import mask_text
@@ -37,6 +38,7 @@ from unified_tracker.records import (
     Artifact,
     Entry,
     Finished,
+    Input,
     Loss,
     Media,
     Metrics,
@@ -97,6 +99,7 @@ class Lane:
             lost=self._held.missing,
         )
         self._retention = Retention(directory)
+        self._inputs = Inputs(directory)
         self._progress = Progress(directory, state)
         self._courier = Courier(
             directory,
@@ -187,6 +190,9 @@ class Lane:
         elif isinstance(record, Predictions):
             calls = 2 + record.images // IMAGES_A_CALL
             self._courier.send(lambda batch: self._log_predictions(batch[0]), [entry], calls=calls)
+        elif isinstance(record, Input):
+            files = (record.file,) if record.file is not None else ()
+            self._courier.send(lambda batch: self._log_input(batch[0]), [entry], files=files)
         self._retention.delivered(entry)
 
     def _log_media(self, entry: Entry, staged: StagedFile) -> None:
@@ -205,6 +211,26 @@ class Lane:
         self._tracker.log_artifact(entry, files)
         for staged in shared:
             self._refuse_if_changed(staged)
+        if record.type == "model" and record.name is not None and record.keep_last and not self._offline():
+            self._prune(record.name, record.keep_last, record.keep_every)
+
+    def _offline(self) -> bool:
+        """Whether the backend writes a file on this machine, which is rebuilt from what is staged."""
+        return self._directory.info().backends.get(self._backend, {}).get("mode") == "offline"
+
+    def _prune(self, name: str, last: int, every: int) -> None:
+        """Remove versions that the backend need not keep. That it cannot be done now is no reason to wait."""
+        from unified_tracker._pruning import prune  # with the store, which reads: for runs that want it
+        from unified_tracker._store import open_store
+
+        options = self._directory.info().backends.get(self._backend, {})
+        try:
+            gone = prune(open_store(self._backend, options, checked=True), name, last, every)
+        except Exception as error:  # noqa: BLE001 -- the next checkpoint tries again
+            _log.warning("old versions of %s are kept for now: %s", name, mask_text(str(error)))
+        else:
+            for version in gone:
+                _log.info("removed %s, of step %s", version.reference, version.step)
 
     def _log_predictions(self, entry: Entry) -> None:
         """Make the report, and store it as the tracker likes best: in its own way, or as files of an artifact."""
@@ -216,6 +242,22 @@ class Lane:
             own_way(entry, report)
         else:
             self._tracker.log_artifact(entry._replace(record=report.artifact), report.files)
+
+    def _log_input(self, entry: Entry) -> None:
+        """Complete it, and store it as the tracker likes best: in its own way, or as a tag."""
+        entry, warnings = self._inputs.completed(entry)
+        record = entry.record
+        assert isinstance(record, Input)  # noqa: S101 -- it was one before
+        own_way: Callable[[Entry], None] | None = getattr(self._tracker, "log_input", None)
+        tags = {f"unified_tracker.warning.{name}": text for name, text in warnings.items()}
+        if own_way is not None:
+            own_way(entry)
+        else:
+            tags[TAG + identity(record)] = msgspec.json.encode(record).decode()
+        if tags:
+            self._tracker.set_tags([entry._replace(record=Tags(record.ts, tags))])
+        if warnings and self._backend == next(iter(self._directory.info().backends)):  # once, however many backends
+            self._progress.note(*warnings.values())
 
     def _refuse_if_changed(self, staged: StagedFile) -> None:
         if why := changed(self._directory.path, staged):

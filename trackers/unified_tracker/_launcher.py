@@ -29,7 +29,7 @@ class UploaderProcess:
             secrets: Credentials taken out of URIs; handed over in its environment, where nobody else can read them.
         """
         self._run_dir, self._log, self._cwd = run_dir, log, cwd
-        self._secrets = secrets
+        self.secrets = secrets
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
@@ -40,7 +40,7 @@ class UploaderProcess:
         """
         self.forget()
         environment = {key: value for key, value in os.environ.items() if key not in DISTRIBUTED}
-        environment.update(QUIET, **self._secrets)
+        environment.update(QUIET, **self.secrets)
         with self._log.open("ab") as log:
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "unified_tracker._uploader", str(self._run_dir), HANDOVER_S],

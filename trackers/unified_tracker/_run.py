@@ -29,6 +29,7 @@ from unified_tracker._watch import DeliveryWatch
 from unified_tracker.records import (
     Artifact,
     Finished,
+    Input,
     Media,
     Number,
     Params,
@@ -278,6 +279,8 @@ class Run:
         metrics: Mapping[str, Any] | None = None,
         aliases: Sequence[str] = (),
         metadata: Mapping[str, Any] | None = None,
+        keep_last: int = 0,
+        keep_every: int = 0,
     ) -> None:
         """Record a model checkpoint as the next version of `run-<run id>-model`.
 
@@ -292,6 +295,9 @@ class Run:
             metrics: Metrics of exactly this checkpoint.
             aliases: Names that move to this version, such as "best"; "latest" is implied.
             metadata: Stored with the version.
+            keep_last: How many versions of this model the backend keeps; 0 for all of them. Never removed are those
+                that have a name ("latest", "best", one of yours) or that another run was made from.
+            keep_every: Keep also those whose step is a multiple of this; 0 for none of them.
         """
         source = Path(path)
         at_risk = source in self._logged_paths or REWRITTEN.fullmatch(source.name) is not None
@@ -309,6 +315,8 @@ class Run:
             values,
             step_number(step)[0],
             None if epoch is None else number(epoch),
+            max(0, int(keep_last)),
+            max(0, int(keep_every)),
         )
         self._append(record)
         self._refuse("log_checkpoint", *refused)
@@ -356,6 +364,38 @@ class Run:
         )
         self._append(record)
         self._refuse("log_predictions", *refused)
+
+    def use_artifact(self, reference: str, role: str = "input") -> Path:
+        """Fetch a version of an artifact and record that this run is made from it.
+
+        Args:
+            reference: `mlflow-artifact://[experiment/]name:alias`, `wandb-artifact://[entity/project/]name:alias`,
+                `models:/name@alias` or `runs:/run/path`. A backend that the run records to is asked with the run's
+                options, any other with those of `tracker.yaml`.
+            role: What it is used as: "weights", "train", "val", ...
+
+        Returns:
+            The folder that holds the files. It is shared by all processes of the machine: not to be written to.
+
+        Blocking: asks the backend, in a helper process, and downloads what this machine does not have: seconds or
+        longer. Not for a training's loop.
+
+        Raises:
+            ConfigurationError: It is no reference, or its backend cannot be used.
+            TrackerError: The backend does not answer, has no such version, or holds something that is refused. Nothing
+                is recorded.
+        """
+        from unified_tracker._fetching import fetch, input_of  # not for those who fetch nothing
+
+        secrets = self._uploader.secrets if self._uploader is not None else {}
+        found = fetch(reference, self._info.backends, checked=True, environment=secrets, again=True)
+        self._log_input(input_of(found, role))
+        return found.folder
+
+    @_call
+    def _log_input(self, record: Input) -> None:
+        """Something that the run was made from. For `use_artifact` and the training session."""
+        self._append(record)
 
     @_call
     def _before_rewrite(self, path: Path) -> None:

@@ -66,6 +66,9 @@ class ArtifactStore(Protocol):
     def users(self, version: ArtifactVersion) -> list[RunSummary]:
         """The runs that used a version."""
 
+    def is_registered(self, version: ArtifactVersion) -> bool:
+        """Whether the backend's registry of models points to a version."""
+
     def delete(self, version: ArtifactVersion) -> None:
         """Remove a version and its bytes."""
 

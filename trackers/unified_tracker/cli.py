@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from unified_tracker import _display, _doctor, _pending, _plugins
+from unified_tracker import _artifact_commands, _display, _doctor, _pending, _plugins
 from unified_tracker._delivery import Delivery, Outcome, RunReport, deliveries, overall
 from unified_tracker._errors import ConfigurationError
 from unified_tracker.datasets import _commands as _datasets
@@ -29,6 +29,7 @@ app = typer.Typer(
     pretty_exceptions_show_locals=False,  # a traceback in a bug report must not carry credentials
 )
 
+app.add_typer(_artifact_commands.app)
 app.add_typer(_commands.app)
 app.add_typer(_datasets.app)
 

@@ -125,6 +125,8 @@ class Artifact(_Struct, frozen=True, tag="artifact"):
         aliases: Names that move to this version ("latest" is implied).
         metrics: Metrics of exactly this version (checkpoints).
         step, epoch: Where in the training it was made.
+        keep_last: How many versions the backend keeps beside those that something needs; 0 for all of them.
+        keep_every: Keep also those whose step is a multiple of this; 0 for none of them.
     """
 
     ts: int
@@ -136,6 +138,8 @@ class Artifact(_Struct, frozen=True, tag="artifact"):
     metrics: dict[str, Number] = {}
     step: int | None = None
     epoch: float | None = None
+    keep_last: int = 0
+    keep_every: int = 0
 
 
 class Predictions(_Struct, frozen=True, tag="predictions"):

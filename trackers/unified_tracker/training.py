@@ -109,6 +109,8 @@ class TrainingSession:
         log_checkpoint_metadata: bool = True,
         best_metric: str | None = None,
         framework_names: bool = True,
+        keep_last: int = 0,
+        keep_every: int = 0,
     ) -> None:
         """Set what is recorded.
 
@@ -119,11 +121,13 @@ class TrainingSession:
             best_metric: The metric that decides the alias "best": a headline name, with "/" or "."; None takes the
                 first headline metric of the first evaluation. Names with "loss" or "error" are better when smaller.
             framework_names: Record the framework's own names beside the canonical ones.
+            keep_last, keep_every: As in `Run.log_checkpoint`: what the backend keeps of the checkpoints.
         """
         self.run = run
         self._log_checkpoint, self._with_metadata = log_checkpoint, log_checkpoint_metadata
         self._best_metric = best_metric.replace("/", ".") if best_metric else None
         self._framework_names = framework_names
+        self._keep_last, self._keep_every = keep_last, keep_every
         self._pending: dict[int, CheckpointFile] = {}
         self._logged_steps: set[int] = set()
         self._evaluations: dict[tuple[str, int], Evaluation] = {}
@@ -223,7 +227,15 @@ class TrainingSession:
                 own = evaluation.own if self._framework_names else {}
                 metrics = {**own, **evaluation.canonical}
             aliases = (checkpoint.alias, *self._best_aliases(evaluation, self._best))
-            self.run.log_checkpoint(checkpoint.path, step, checkpoint.epoch, metrics, aliases)
+            self.run.log_checkpoint(
+                checkpoint.path,
+                step,
+                checkpoint.epoch,
+                metrics,
+                aliases,
+                keep_last=self._keep_last,
+                keep_every=self._keep_every,
+            )
             self._logged_steps.add(step)
             if aliases[1:]:
                 self._write_best()

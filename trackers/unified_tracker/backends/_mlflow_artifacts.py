@@ -8,7 +8,7 @@ import posixpath
 import re
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Final
 
@@ -20,12 +20,14 @@ from mlflow.entities import LoggedModel, LoggedModelOutput, Metric
 from PIL import Image
 
 from unified_tracker._digest import files_digest
+from unified_tracker._naming import path_like
 from unified_tracker.records import Artifact, Media
 
 PREFIX: Final = "unified_tracker."
 DIGEST_TAG: Final = PREFIX + "digest"
 ALIAS_TAG: Final = PREFIX + "alias."
 VERSION_TAG: Final = PREFIX + "version"
+NAME_TAG: Final = PREFIX + "artifact."  # of a run that has logged one of that name; the value is its type
 TABLES_TAG: Final = "mlflow.loggedArtifacts"
 IMAGES_TAG: Final = "mlflow.loggedImages"
 THUMBNAIL: Final = 256
@@ -100,7 +102,15 @@ class MlflowArtifacts:
         versions = self._versions(record.name)
         found = next((version for version in versions if version.digest == digest), None)
         if found is None:
-            found = Version(len(versions), digest, record.type, each, [], dict(record.metadata), record.ts)
+            found = Version(
+                _next(known.version for known in versions),
+                digest,
+                record.type,
+                each,
+                [],
+                dict(record.metadata),
+                record.ts,
+            )
             self._put_tree(f"{record.name}/v{found.version}", files)
             versions.append(found)
         for alias in dict.fromkeys(("latest", *record.aliases)):
@@ -110,6 +120,7 @@ class MlflowArtifacts:
             found.aliases.append(alias)
         found.metadata.update(record.metadata)
         self.write_file(f"{record.name}/versions.json", msgspec.json.format(msgspec.json.encode(versions), indent=2))
+        self._client.set_tag(self._run_id, NAME_TAG + path_like(record.name), record.type)
         return found.version
 
     def log_model(self, record: Artifact, metrics: Mapping[str, float], files: Mapping[str, Path]) -> None:
@@ -125,7 +136,8 @@ class MlflowArtifacts:
         digest, each = files_digest(files)
         model = next((model for model in models if model.tags.get(DIGEST_TAG) == digest), None)
         if model is None:
-            model = self._new_model(record, digest, each, len(models))
+            taken = [known.tags.get(VERSION_TAG, "v-1").removeprefix("v") for known in models]
+            model = self._new_model(record, digest, each, _next(map(int, taken)))
         if str(model.status) != "READY":
             with self._folder() as folder:
                 _link_tree(files, folder)
@@ -281,6 +293,11 @@ class _Scratch:
 
     def __exit__(self, *_: object) -> None:
         shutil.rmtree(self._path, ignore_errors=True)
+
+
+def _next(taken: Iterable[int]) -> int:
+    """The number of a new version: never one that was removed while newer ones stayed."""
+    return max(taken, default=-1) + 1
 
 
 def _alias_tag(alias: str) -> str:

@@ -19,7 +19,7 @@ from unified_tracker._tracker import Address, RunInfo
 from unified_tracker._values import flatten
 from unified_tracker.backends._mlflow_artifacts import MlflowArtifacts
 from unified_tracker.backends._mlflow_errors import sorted_errors
-from unified_tracker.records import Artifact, Entry, Media, Metrics, Params, Status, Tags
+from unified_tracker.records import Artifact, Entry, Input, Media, Metrics, Params, Status, Tags
 
 # MLflow repeats requests by itself for minutes, run creation included, which makes ghost runs: the lane repeats.
 SETTINGS: Final = {
@@ -36,6 +36,7 @@ os.environ["MLFLOW_HTTP_REQUEST_MAX_RETRIES"] = "0"
 import mlflow  # noqa: E402 -- reads its settings while it is imported
 from mlflow.entities import Metric, Param, RunTag, ViewType  # noqa: E402
 
+from unified_tracker.backends._mlflow_inputs import MlflowInputs  # noqa: E402
 from unified_tracker.backends._mlflow_predictions import MlflowPredictions  # noqa: E402
 
 if TYPE_CHECKING:
@@ -88,6 +89,7 @@ class MlflowTracker:
         self._held = 0
         self._artifacts = MlflowArtifacts(self._client, run_dir, appends=self._appends)
         self._predictions = MlflowPredictions(self._client, self._artifacts)
+        self._inputs = MlflowInputs(self._client)
         self._own_id = self._run_id = self._experiment_id = ""
 
     @sorted_errors
@@ -116,6 +118,7 @@ class MlflowTracker:
                 self._nonfinite[tag.removeprefix(NONFINITE_TAG)].update(words.split(", "))
         self._experiment_id = found.info.experiment_id
         self._artifacts.open(found.info.experiment_id, self._run_id, found.info.artifact_uri)
+        self._inputs.open(found.info.experiment_id, self._run_id, dict(found.data.tags))
         return self._address(found.info.experiment_id)
 
     def gone(self) -> str | None:
@@ -243,6 +246,14 @@ class MlflowTracker:
     def log_predictions(self, entry: Entry, report: PredictionReport) -> None:
         """Store an evaluation of the sample images."""
         self._predictions.log(self._run_id, self._experiment_id, entry, report)
+        self._held = entry.sequence
+
+    @sorted_errors
+    def log_input(self, entry: Entry) -> None:
+        """Store something that the run was made from."""
+        record = entry.record
+        assert isinstance(record, Input)  # noqa: S101 -- the lane sorts by kind
+        self._inputs.log(record)
         self._held = entry.sequence
 
     @property

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Final
 
 from unified_tracker._errors import TrackerError
-from unified_tracker._reference import fetch, parse
+from unified_tracker._reference import parse
 from unified_tracker._rundir import PARENT
 
 PAGE: Final = "index.html"
@@ -26,8 +26,12 @@ def find_page(target: str, scratch: Path) -> Path:
         ConfigurationError: A reference names no backend that is installed.
         TrackerError: There is no page.
     """
-    reference = parse(target)
-    place = fetch(reference, scratch) if reference is not None else Path(target)
+    if parse(target) is not None:
+        from unified_tracker._fetcher import fetch_here  # imports the backend's client
+
+        place = fetch_here(target).folder
+    else:
+        place = Path(target)
     if place.is_file():
         return place
     for name in PLACES:
