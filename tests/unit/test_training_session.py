@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import errno
+import math
 from pathlib import Path
 
 import msgspec
 import pytest
 
 import unified_tracker as ut
+from unified_tracker._class_lists import ClassList
 from unified_tracker._journal import JournalReader
+from unified_tracker._origins import dataset_input, weights_input
 from unified_tracker._staging import changed, locate
 from unified_tracker.predictions import SampleEvaluation, SampleImage, ValidationSample
-from unified_tracker.records import Artifact, Metrics, Predictions
-from unified_tracker.training import CheckpointFile, Detector, Evaluation, TrainingSession
+from unified_tracker.records import Artifact, Input, Metrics, Predictions, Tags
+from unified_tracker.training import CLASSES_TAG, CheckpointFile, Detector, Evaluation, TrainingSession
 
 
 def evaluation(step: int, ap: float) -> Evaluation:
@@ -220,3 +223,41 @@ def test_logs_are_masked_and_status_follows_the_error(recording: Path) -> None:
         {"total_loss": 1.0, "train/loss": 1.0, "epoch": 0.5}
     ]
     assert getattr(records[-1], "status", None) == "KILLED"
+
+
+def test_each_input_is_recorded_once_and_the_evaluated_checkpoint_again_with_its_results(recording: Path) -> None:
+    session = TrainingSession(ut.start_run("mlflow"))
+    data = dataset_input("test", "shapes", "shapes", annotations=checkpoint(recording, 1, "val.json").path)
+    weights = weights_input("https://user:secret@host/zoo/R-50.pkl?x=1", "checkpoint")
+    for _ in range(2):
+        session.inputs_used([data, weights])
+    session.checkpoint_evaluated({"test/bbox/mAP": 0.5, "test/bbox/AR": math.nan}, 20)
+    session.training_ended(None)
+    assert session.run.dir is not None
+    records = [entry.record for entry in JournalReader(session.run.dir / "journal").read(1 << 24, final=True)]
+    inputs = [record for record in records if isinstance(record, Input)]
+    assert [(each.role, each.name) for each in inputs] == [
+        ("test", "shapes"),
+        ("checkpoint", "R-50.pkl"),
+        ("checkpoint", "R-50.pkl"),
+    ]
+    assert inputs[0].file is not None
+    assert inputs[0].file.staged == str(recording / "val.json")
+    assert "secret" not in inputs[1].reference
+    assert (inputs[2].metrics, inputs[2].step) == ({"test/bbox/mAP": 0.5}, 20)
+
+
+def test_classes_that_differ_are_said_once_and_kept_as_a_tag(
+    recording: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    session = TrainingSession(ut.start_run("mlflow"))
+    for _ in range(2):
+        session.classes_compared(ClassList("the model", count=80), ClassList("the training set 'a'", ("x",)))
+        session.classes_compared(ClassList("the model", count=80), ClassList("the validation set 'b'", ("x",)))
+    session.training_ended(None)
+    assert session.run.dir is not None
+    records = [entry.record for entry in JournalReader(session.run.dir / "journal").read(1 << 24, final=True)]
+    tags = [each.values for each in records if isinstance(each, Tags) and CLASSES_TAG in each.values]
+    assert len(tags) == 2
+    assert tags[1][CLASSES_TAG].count("the model has 80 classes") == 2
+    assert capsys.readouterr().err.count("the training set 'a' has 1 class (") == 1

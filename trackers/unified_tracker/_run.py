@@ -258,6 +258,21 @@ class Run:
         self._append(record)
 
     @_call
+    def _log_artifact_files(
+        self,
+        files: Iterable[tuple[str, Path]],
+        name: str,
+        type: str,  # noqa: A002 -- as in `log_artifact`
+        how: Hold,
+        aliases: Sequence[str],
+        metadata: Mapping[str, Any],
+    ) -> None:
+        """`log_artifact` of files that lie in different places, each under its own name. For data sets."""
+        assert self._staging is not None  # noqa: S101 -- `_call` has checked `active`
+        held = self._staging.hold_all(files, how)
+        self._append(Artifact(now_ms(), name, type, held, _aliases(aliases), _metadata(metadata)))
+
+    @_call
     def log_checkpoint(
         self,
         path: str | Path,

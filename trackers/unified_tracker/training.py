@@ -18,13 +18,16 @@ import msgspec
 from unified_tracker._console import say
 from unified_tracker._detector import Detector, config_digest
 from unified_tracker._errors import ConfigurationError
+from unified_tracker._journal import now_ms
 from unified_tracker._mask import mask_source, unsalted
 from unified_tracker._run import Run, reason_of, status_of
 from unified_tracker._rundir import write_bytes
 from unified_tracker._start import RunSettings
+from unified_tracker.records import Input
 
-if TYPE_CHECKING:  # loads NumPy
-    from unified_tracker.predictions import SampleEvaluation
+if TYPE_CHECKING:
+    from unified_tracker._class_lists import ClassList
+    from unified_tracker.predictions import SampleEvaluation  # loads NumPy
 
 __all__ = ["CheckpointFile", "Detector", "Evaluation", "RunSettings", "TrainingSession", "guarded"]
 
@@ -32,6 +35,7 @@ P = ParamSpec("P")
 S = TypeVar("S")
 LARGEST_FILE: Final = 256 << 20
 EVALUATIONS_FILE: Final = "evaluation-results.json"
+CLASSES_TAG: Final = "unified_tracker.warning.classes"
 BEST_FILE: Final = "best.json"  # in the run directory
 TEXTS: Final = frozenset({".log", ".txt", ".py", ".yaml", ".yml"})  # frameworks print the configuration into them
 _said: set[str] = set()
@@ -137,6 +141,8 @@ class TrainingSession:
         self._judged: tuple[int, list[str]] = (-1, [])
         self._detector: Detector | None = None
         self.checkpoint_metadata: dict[str, Any] = {}  # of every checkpoint, beside its own
+        self._inputs: dict[tuple[str, str], Input] = {}
+        self._class_warnings: list[str] = []
         run.unfinished_status = "FAILED"  # until the adapter says how the training ended
 
     def state(self) -> dict[str, Any]:
@@ -180,6 +186,38 @@ class TrainingSession:
             self.checkpoint_metadata["framework"] = framework
         if text:
             self.checkpoint_metadata["config_digest"] = config_digest(text)
+
+    def inputs_used(self, inputs: Iterable[Input]) -> None:
+        """Record what the run is made from, or evaluates: data sets, weights, a checkpoint. Each role of each once.
+
+        Blocking: one write each. The uploader hashes and describes what the records point to.
+        """
+        for entry in inputs:
+            if (key := (entry.role, entry.reference)) not in self._inputs:
+                self._inputs[key] = entry
+                self.run._log_input(entry)
+
+    def checkpoint_evaluated(self, metrics: Mapping[str, float], step: int) -> None:
+        """Record what an evaluation found of the checkpoint that the run evaluates. Without one, nothing.
+
+        Args:
+            metrics: By the names under which they stand in the run; what is not finite is left out.
+            step: Completed optimiser iterations of its weights.
+        """
+        finite = {name: value for name, value in metrics.items() if math.isfinite(value)}
+        for entry in self._inputs.values():
+            if entry.role == "checkpoint" and finite:
+                self.run._log_input(msgspec.structs.replace(entry, ts=now_ms(), metrics=finite, step=step))
+
+    def classes_compared(self, one: ClassList, other: ClassList) -> None:
+        """Warn, once, if two lists of classes do not fit together: on the terminal, and as a tag of the run."""
+        from unified_tracker._class_lists import difference
+
+        sentence = difference(one, other)
+        if sentence is not None and sentence not in self._class_warnings:
+            self._class_warnings.append(sentence)
+            say(sentence)
+            self.run.set_tags({CLASSES_TAG: "; ".join(self._class_warnings)})
 
     def step_ended(self, step: int, epoch: float | None, own: Mapping[str, Any], canonical: Mapping[str, Any]) -> None:
         """Record the scalars of a step; the adapter decides at which steps."""
@@ -253,7 +291,7 @@ class TrainingSession:
                 checkpoint.epoch,
                 metrics,
                 aliases,
-                metadata,
+                {**metadata, **self._data_metadata()},
                 keep_last=self._keep_last,
                 keep_every=self._keep_every,
                 _companions=companions,
@@ -287,6 +325,13 @@ class TrainingSession:
             self.run.unfinished_status = "FINISHED"
         else:
             self.run.finish(status_of(error), reason_of(error))
+
+    def _data_metadata(self) -> dict[str, Any]:
+        """What is known of the data that every checkpoint of this training was made from."""
+        from unified_tracker._origins import dataset_digest  # not for those who keep no checkpoints
+
+        digests = [dataset_digest(entry) for (role, _), entry in self._inputs.items() if role == "train"]
+        return {"dataset_digest": ",".join(digests)} if digests and all(digests) else {}
 
     def _best_aliases(self, evaluation: Evaluation | None, so_far: dict[str, float]) -> list[str]:
         """Aliases of what an evaluation makes the best; the best values so far are brought up to date."""
