@@ -81,13 +81,35 @@ def test_mlflow_holds_the_data_set_its_page_and_a_table(shapes: Path, working: P
 
 
 def test_mlflow_gets_a_version_for_other_content_only(shapes: Path, working: Path) -> None:
-    made(shapes, "mlflow")
-    made(shapes, "mlflow")
-    made(shapes, "mlflow", selection=Selection(select_fraction=0.75))
+    first = made(shapes, "mlflow", project="shapes")
+    again = made(shapes, "mlflow", project="shapes")
+    assert (again.outcome, again.versions) == ("unchanged", first.versions) == ("unchanged", {"mlflow": "v0"})
+    second = made(shapes, "mlflow", project="shapes", selection=Selection(select_fraction=0.75), aliases=["prod"])
+    assert (second.outcome, second.versions) == ("created", {"mlflow": "v1"})
+    assert second.references == {"mlflow": "mlflow-artifact://shapes/shapes-train:v1"}
     files = MlflowRun(f"sqlite:///{working}/mlflow.db", "dataset-shapes-train").files()
     versions = json.loads(files["shapes-train/versions.json"])
     assert [version["metadata"]["images"] for version in versions] == [8, 12]
-    assert [version["aliases"] for version in versions] == [[], ["latest"]]
+    assert [version["aliases"] for version in versions] == [[], ["latest", "prod"]]
+    assert versions[1]["metadata"]["changes"]["images_added"] == 4
+    assert {path for path in files if path.startswith("tables/")} == {
+        f"tables/shapes-train/per_class/step_00000000{number}.json" for number in (0, 1)
+    }
+    back = made(shapes, "mlflow", project="shapes")
+    assert back.versions == {"mlflow": "v0"} and back.changes is not None
+    assert len(back.changes.images_removed) == 4
+
+
+def test_diff_takes_references(shapes: Path, working: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("UNIFIED_TRACKER_CACHE", str(working / "cache"))
+    made(shapes, "mlflow", project="shapes")
+    made(shapes, "mlflow", project="shapes", selection=Selection(select_fraction=0.75))
+    names = ["mlflow-artifact://shapes/shapes-train:v0", "mlflow-artifact://shapes/shapes-train:latest"]
+    result = CliRunner().invoke(app, ["dataset", "diff", *names, "--json"])
+    said = json.loads(result.stdout)
+    assert len(said["changes"]["images_added"]) == 4 and said["changes"]["files_compared"]
+    result = CliRunner().invoke(app, ["dataset", "diff", names[0], "mlflow-artifact://shapes/nothing:v0"])
+    assert result.exit_code == 4 and "nothing" in result.stderr
 
 
 @pytest.mark.parametrize("images", ["copy", "reference"])
