@@ -8,6 +8,8 @@ from typing import Any
 import yaml
 from detectron2.config import CfgNode
 
+from unified_tracker._mask import mask, unsalted
+
 
 def add_tracker_config(cfg: CfgNode) -> None:
     """Add the node `TRACKER` with its defaults, so that YAML files and `KEY VALUE` overrides may set it.
@@ -30,7 +32,7 @@ def add_tracker_config(cfg: CfgNode) -> None:
     node.NUM_EVAL_IMAGES = 100
     node.SCORE_THRESH = 0.3
     node.KEEP_RUN_OPEN = False
-    node.MLFLOW = CfgNode({"TRACKING_URI": None})
+    node.MLFLOW = CfgNode({"TRACKING_URI": None, "REGISTERED_MODEL_NAME": None})
     node.WANDB = CfgNode({"ENTITY": None, "MODE": None})
     cfg.TRACKER = node
 
@@ -64,11 +66,19 @@ def hook_arguments(cfg: CfgNode) -> dict[str, Any]:
         }
         arguments |= {key: value for key, value in own.items() if value is not None}
         backends = {
-            "mlflow": {"tracking_uri": node.MLFLOW.TRACKING_URI},
+            "mlflow": {
+                "tracking_uri": node.MLFLOW.TRACKING_URI,
+                "registered_model_name": node.MLFLOW.get("REGISTERED_MODEL_NAME"),
+            },
             "wandb": {"entity": node.WANDB.ENTITY, "mode": node.WANDB.MODE},
         }
         arguments["options"] = _without_none(arguments.get("options", {}), backends)
     return arguments
+
+
+def training_datasets(*configs: Any) -> list[str]:
+    """Names of the data sets that are trained on, as `evaluated_datasets`."""
+    return _names(configs, ("DATASETS", "TRAIN"), ("dataloader", "train", "dataset", "names"))
 
 
 def evaluated_datasets(*configs: Any) -> list[str]:
@@ -77,14 +87,28 @@ def evaluated_datasets(*configs: Any) -> list[str]:
     Args:
         configs: `CfgNode` ("DATASETS.TEST"), LazyConfig ("dataloader.test.dataset.names"), None.
     """
+    return _names(configs, ("DATASETS", "TEST"), ("dataloader", "test", "dataset", "names"))
+
+
+def initial_weights(*configs: Any) -> str:
+    """What a configuration names as weights, "MODEL.WEIGHTS" or "train.init_checkpoint"; "" if nothing."""
+    paths = ("MODEL", "WEIGHTS"), ("train", "init_checkpoint")
+    found = (_value(config, path) for config in configs for path in paths)
+    return next((str(value) for value in found if value), "")
+
+
+def _names(configs: Any, *paths: tuple[str, ...]) -> list[str]:
     for config in configs:
-        for path in (("DATASETS", "TEST"), ("dataloader", "test", "dataset", "names")):
-            found: Any = config
-            for key in path:
-                found = found.get(key) if isinstance(found, Mapping) else None
-            if found:
+        for path in paths:
+            if found := _value(config, path):
                 return [found] if isinstance(found, str) else [str(name) for name in found]
     return []
+
+
+def _value(config: Any, path: tuple[str, ...]) -> Any:
+    for key in path:
+        config = config.get(key) if isinstance(config, Mapping) else None
+    return config
 
 
 def as_dict(config: Any) -> dict[str, Any]:
@@ -107,6 +131,14 @@ def as_yaml(config: Any) -> str:
     except ImportError:
         pass
     return str(yaml.dump(as_dict(config), default_flow_style=False))
+
+
+def masked_yaml(config: CfgNode) -> str:
+    """A YAML file that Detectron2 reads, without secrets, the same in every process.
+
+    Masked value by value: what stands in the place of a secret is a string again, also where it begins with "*".
+    """
+    return unsalted(str(yaml.safe_dump(mask(as_dict(config)), default_flow_style=False)))
 
 
 def _without_none(*sources: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:

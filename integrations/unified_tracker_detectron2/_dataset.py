@@ -10,6 +10,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.structures import BoxMode
 from detectron2.utils.file_io import PathManager
 
+from unified_tracker._reference import parse
 from unified_tracker.predictions import Detections, SampleImage, Task
 from unified_tracker.predictions._maps import detections_from_map, read_map
 from unified_tracker.predictions._sample import ImageId
@@ -20,13 +21,16 @@ class CatalogDataset:
     """A data set of the `DatasetCatalog`, by its name. Reads annotations only, never an image.
 
     Attributes:
+        registered: Its name in the catalog.
+        name: What people call it: of an artifact, its name without scheme and alias.
         class_list: Things and stuff under one numbering.
         divisor: `label_divisor` of its panoptic maps.
     """
 
     def __init__(self, name: str) -> None:
         """Load it. Blocking: as long as Detectron2 itself takes at every evaluation (COCO val: a second)."""
-        self.name = name
+        reference = parse(name)
+        self.registered, self.name = name, name if reference is None else reference.name
         self._records: dict[ImageId, Mapping[str, Any]] = {}
         for record in DatasetCatalog.get(name):
             image_id = record.get("image_id", record.get("file_name"))

@@ -10,6 +10,9 @@ import torch
 from detectron2.config import CfgNode
 from detectron2.utils import comm
 
+from unified_tracker._origins import step_of
+from unified_tracker_detectron2._config import initial_weights
+
 FILES: Final = ("log.txt", "metrics.json")
 RESULTS: Final = ("*results*.json", "inference/**/*results*.json")  # where evaluators are usually told to write
 WEIGHTS: Final = re.compile(r"model_(\d{7})\.pth")  # as `PeriodicCheckpointer` names them
@@ -61,18 +64,24 @@ def effective_training(trainer: Any, cfg: Any, sizes: TrainingSizes) -> dict[str
     }
 
 
-def effective_evaluation(cfg: Any) -> dict[str, Any]:
+def effective_evaluation(*configs: Any) -> dict[str, Any]:
     """The same for a process that only evaluates."""
     return {
         "framework": "detectron2",
         "world_size": comm.get_world_size(),
-        "checkpoint": cfg.MODEL.WEIGHTS if isinstance(cfg, CfgNode) else None,
+        "checkpoint": initial_weights(*configs) or None,
     }
 
 
-def step_of_weights(cfg: Any) -> int:
-    """Completed iterations of the weights that a configuration names; 0 if their name does not say it."""
-    weights = str(cfg.MODEL.WEIGHTS) if isinstance(cfg, CfgNode) else ""
+def step_of_weights(*configs: Any) -> int:
+    """Completed iterations of the weights that a configuration names.
+
+    What a tracked checkpoint says itself, else what the name of the file says, else 0.
+    """
+    weights = initial_weights(*configs)
+    tracked = step_of(weights)
+    if tracked is not None:
+        return tracked
     found = WEIGHTS.fullmatch(weights.rpartition("/")[2])
     return int(found[1]) + 1 if found else 0
 

@@ -17,9 +17,16 @@ from detectron2.utils import comm
 
 from unified_tracker import Run
 from unified_tracker.predictions._collector import Ranks
-from unified_tracker.training import CheckpointFile, Evaluation, RunSettings, TrainingSession, guarded
-from unified_tracker_detectron2 import _facts, _metrics
-from unified_tracker_detectron2._config import as_dict, as_yaml, evaluated_datasets, hook_arguments
+from unified_tracker.training import CheckpointFile, Detector, Evaluation, RunSettings, TrainingSession, guarded
+from unified_tracker_detectron2 import _facts, _inputs, _metrics, _portable
+from unified_tracker_detectron2._config import (
+    as_dict,
+    as_yaml,
+    evaluated_datasets,
+    hook_arguments,
+    initial_weights,
+    training_datasets,
+)
 from unified_tracker_detectron2._facts import TrainingSizes
 from unified_tracker_detectron2._predictions import EvaluationResults, EvaluationWatch, ModelListener
 
@@ -124,6 +131,8 @@ class UnifiedTrackerHook(HookBase):
         self._sent_iteration: dict[str, int] = {}
         self._evaluation_period = 0
         self._sizes = TrainingSizes()
+        self._weights = ""  # that it began with; "" after a resume
+        self._model: Any = None
         self._tests = 0
         self._trained: int | None = None
 
@@ -178,6 +187,7 @@ class UnifiedTrackerHook(HookBase):
         ended_early = self.trainer.iter < self.trainer.max_iter
         error = sys.exc_info()[1] if ended_early else None
         self._record(self._trained)
+        self._model = None  # hooks do not keep it alive
         self._session.training_ended(error, _facts.log_files(self._output_dir), keep_open=self._keep_run_open)
 
     # ---- evaluation without training ---------------------------------------------------------------------------
@@ -195,9 +205,10 @@ class UnifiedTrackerHook(HookBase):
         raised again. Not while a training goes on.
 
         Args:
-            model: What is evaluated.
-            step: Completed iterations of its weights. Default: those of the training, or what the name of
-                `cfg.MODEL.WEIGHTS` says (`model_0000099.pth`), or 0.
+            model: What is evaluated. Without a training before, `cfg.MODEL.WEIGHTS` is recorded as the checkpoint that
+                is evaluated, and the results go to it too.
+            step: Completed iterations of its weights. Default: those of the training, or of a tracked checkpoint in
+                `cfg.MODEL.WEIGHTS`, or what the name of a file there says (`model_0000099.pth`), or 0.
 
         Yields:
             What takes the results, as `DefaultTrainer.test` and `inference_on_dataset` return them.
@@ -206,8 +217,10 @@ class UnifiedTrackerHook(HookBase):
         self._tests += 1
         name = f"test-{self._tests}"
         self._listen(model, lambda: name)
-        known = _facts.step_of_weights(self._cfg) if self._trained is None else self._trained
+        known = _facts.step_of_weights(*self._configs()) if self._trained is None else self._trained
         evaluated = EvaluationResults(known if step is None else int(step))
+        self._model = model
+        self._evaluation_inputs()
         try:
             yield evaluated
         except BaseException as error:
@@ -227,13 +240,14 @@ class UnifiedTrackerHook(HookBase):
         if session is not None and session.run.active:
             return False
         run_id = session.run.id if session is not None else self._restored.get("run_id")
-        run = self._placed_settings().open(id=run_id, rank=0)
+        settings = self._placed_settings() if run_id else self._placed_settings().for_evaluation()
+        run = settings.open(id=run_id, rank=0)
         if session is not None:
             session.run = run  # the test of a training belongs to the same run
             run.unfinished_status = "FAILED"
         else:
             self._session = TrainingSession(run, **self._session_arguments)
-            self._configure(self._any_config(), _facts.effective_evaluation(self._cfg))
+            self._configure(self._any_config(), _facts.effective_evaluation(*self._configs()))
         return True
 
     @guarded
@@ -246,6 +260,9 @@ class UnifiedTrackerHook(HookBase):
             named = {f"test/{metric}": value for metric, value in own.items()}
             evaluation = Evaluation(step, self._sizes.epoch(step), named, canonical, per_class=_metrics.per_class(own))
             self._session.evaluation_ended(evaluation, split="test")
+            self._session.checkpoint_evaluated({**named, **canonical}, step)
+        self._compare_classes("test")
+        self._model = None
         self._predictions_ready(name, "test", step, canonical)
 
     # ---- inside ------------------------------------------------------------------------------------------------
@@ -275,7 +292,7 @@ class UnifiedTrackerHook(HookBase):
             return
         if self._watch is None:
             ranks = Ranks(self._placed_settings().parent, comm.get_rank(), comm.get_world_size())
-            names = evaluated_datasets(self._cfg, self._config, self._trainer_config())
+            names = evaluated_datasets(*self._configs())
             self._watch = EvaluationWatch(names, ranks, self._num_eval_images, self._score_thresh)
         self._listener = ModelListener(model, functools.partial(self._hear, self._watch, evaluation))
 
@@ -301,7 +318,57 @@ class UnifiedTrackerHook(HookBase):
         config = self._any_config()
         source = self._cfg if self._cfg is not None else config
         self._sizes = TrainingSizes(self.trainer, source)
-        self._configure(config, _facts.effective_training(self.trainer, source, self._sizes))
+        detector = _portable.detector(source, getattr(self.trainer, "model", None))
+        self._configure(config, _facts.effective_training(self.trainer, source, self._sizes), detector)
+        self._training_inputs()
+
+    @guarded
+    def _training_inputs(self) -> None:
+        """What the training is made from."""
+        assert self._session is not None  # noqa: S101 -- set by the only caller
+        configs = self._configs()
+        self._session.inputs_used(_inputs.dataset_inputs("train", training_datasets(*configs)))
+        self._session.inputs_used(_inputs.dataset_inputs("val", evaluated_datasets(*configs)))
+        if self.trainer.start_iter == 0:  # else it was resumed, and the weights are those of its own checkpoint
+            self._weights_used("weights")
+        self._model = getattr(self.trainer, "model", None)
+        self._compare_classes("val")
+
+    @guarded
+    def _evaluation_inputs(self) -> None:
+        """What is evaluated, and on what. After a training the weights are its own."""
+        if self._session is None:
+            return
+        configs = self._configs()
+        self._session.inputs_used(_inputs.dataset_inputs("test", evaluated_datasets(*configs)))
+        if self._trained is None:
+            self._weights_used("checkpoint")
+
+    def _weights_used(self, role: str) -> None:
+        assert self._session is not None  # noqa: S101 -- callers have checked
+        weights = initial_weights(*self._configs())
+        used = list(_inputs.weights_used(weights, role))
+        self._session.inputs_used(used)
+        self._weights = weights if used else ""
+
+    @guarded
+    def _compare_classes(self, split: str) -> None:
+        """Warn where the lists of classes, of the model, the weights and the data sets, do not fit together."""
+        if self._session is None:
+            return
+        configs = self._configs()
+        trained = [] if self._trained is None and split == "test" else training_datasets(*configs)
+        lists = [*_inputs.class_lists("train", trained), *_inputs.class_lists(split, evaluated_datasets(*configs))]
+        model = _inputs.classes_of_model(self._model, self._cfg)
+        for things, stuff in lists:
+            self._session.classes_compared(model[0], things)
+            self._session.classes_compared(model[1], stuff)
+            self._session.classes_compared(lists[0][0], things)
+            self._session.classes_compared(_inputs.classes_of_weights(self._weights), things)
+
+    def _configs(self) -> tuple[Any, ...]:
+        """Every configuration within reach."""
+        return self._cfg, self._config, self._trainer_config()
 
     def _any_config(self) -> Any:
         """What is recorded as parameters."""
@@ -312,13 +379,14 @@ class UnifiedTrackerHook(HookBase):
         # Hooks do not keep their trainer alive.
         return None if self._trained is not None else getattr(self.trainer, "cfg", None)
 
-    def _configure(self, config: Any, effective: Mapping[str, Any]) -> None:
+    def _configure(self, config: Any, effective: Mapping[str, Any], detector: Detector | None = None) -> None:
         source = self._cfg if self._cfg is not None else config
         assert self._session is not None  # noqa: S101 -- callers have made it
         self._session.training_started(
             as_dict(config) if config is not None else {},
             effective,
             (CONFIG_FILE, as_yaml(source)) if source is not None else None,
+            detector,
         )
 
     def _record(self, step: int, *, evaluations_only: bool = False) -> None:
@@ -352,6 +420,7 @@ class UnifiedTrackerHook(HookBase):
                         _metrics.per_class(evaluation),
                     )
                 )
+                self._compare_classes("val")  # the data sets are loaded by now
                 self._predictions_ready(str(at), "val", at, canonical)
 
     def _observe(self, checkpointer: Any) -> None:

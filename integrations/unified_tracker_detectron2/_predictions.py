@@ -26,7 +26,7 @@ class UnknownDataset:
     """A data set that nobody has named: a training of LazyConfig or of a plain loop that does not say its own."""
 
     def __init__(self) -> None:
-        self.name = "validation"
+        self.name = self.registered = "validation"
         self.classes: Sequence[str] = ()
         self.category_ids: Sequence[int] | None = None
         self.keypoint_names: Sequence[str] = ()
@@ -103,7 +103,7 @@ class EvaluationWatch:
         several = len(self._watched) > 1
         found = []
         for dataset, collector in self._watched:
-            prefix = f"{split}/{dataset.name}/" if several else ""
+            prefix = f"{split}/{dataset.registered}/" if several else ""
             its_own = {name: value for name, value in metrics.items() if name.startswith(prefix)}
             if (evaluated := collector.collect(split, its_own)) is not None:
                 found.append(evaluated)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -12,6 +12,7 @@ from unified_tracker.predictions import Detections, SampleImage, Task
 from unified_tracker.predictions._maps import detections_from_map, read_map
 from unified_tracker.predictions._sample import ImageId
 from unified_tracker_mmdet._detections import _label
+from unified_tracker_mmdet._references import fetched_for, on_disk
 
 ANNOTATION_FOLDERS: Final = {"annotations", "annotation", "ann", "labels", "ImageSets", "Main", ""}
 
@@ -31,7 +32,7 @@ class EvaluatedDataset:
         self._dataset = dataset
         meta = getattr(dataset, "metainfo", None) or {}
         meta = meta[0] if isinstance(meta, list) else meta  # of data sets that were concatenated and differ
-        leaf = _leaf(dataset)
+        leaf = next(leaves(dataset), dataset)
         self.name = _name(leaf, meta)
         self.classes: Sequence[str] = [str(name) for name in meta.get("classes") or ()]
         ids = getattr(leaf, "cat_ids", None)
@@ -76,7 +77,7 @@ class EvaluatedDataset:
     def image(self, image_id: ImageId) -> SampleImage:
         """The image, with what is true about it in pixels of the original. Maps are read from their files."""
         info = self._dataset.get_data_info((self._index or {})[image_id])
-        path = str(info["img_path"])
+        path = on_disk(str(info["img_path"]))
         height, width = int(info.get("height") or 0), int(info.get("width") or 0)
         return SampleImage(image_id, height, width, path=path, truth=self._truth(info, height, width))
 
@@ -89,10 +90,10 @@ class EvaluatedDataset:
             truth["instances"] = _instances(instances, height, width)
         if segments is not None and map_path:
             labels = {int(segment["id"]): int(segment["category"]) for segment in segments}
-            truth["panoptic"] = detections_from_map(read_map(map_path), labels.get)
+            truth["panoptic"] = detections_from_map(read_map(on_disk(map_path)), labels.get)
         elif instances is None and map_path:
             truth["semantic"] = detections_from_map(
-                self._labels(info, read_map(map_path)), lambda value: _label(value, (), len(self.classes))
+                self._labels(info, read_map(on_disk(map_path))), lambda value: _label(value, (), len(self.classes))
             )
         return truth
 
@@ -123,17 +124,30 @@ def _instances(instances: Sequence[Mapping[str, Any]], height: int, width: int) 
     )
 
 
-def _leaf(dataset: Any) -> Any:
-    """The first data set that is no wrapper."""
-    while (inner := getattr(dataset, "dataset", None)) is not None or getattr(dataset, "datasets", None):
-        dataset = inner if inner is not None else dataset.datasets[0]
-    return dataset
+def leaves(dataset: Any) -> Iterator[Any]:
+    """The data sets behind wrappers (`RepeatDataset`, `ConcatDataset`); nothing of None."""
+    inner = getattr(dataset, "dataset", None)
+    if inner is not None and not isinstance(inner, str):
+        yield from leaves(inner)
+    elif several := getattr(dataset, "datasets", None):
+        for each in several:
+            yield from leaves(each)
+    elif dataset is not None:
+        yield dataset
+
+
+def name_of(dataset: Any) -> str:
+    """What people call a data set: its configured name, the artifact or folder that it stands in, its class."""
+    meta = getattr(dataset, "metainfo", None) or {}
+    return _name(dataset, meta if isinstance(meta, Mapping) else {})
 
 
 def _name(dataset: Any, meta: Mapping[str, Any]) -> str:
-    """What people call it: its configured name, the folder that it stands in, its class."""
     if meta.get("dataset_name"):
         return str(meta["dataset_name"])
+    for place in (getattr(dataset, "ann_file", None), getattr(dataset, "data_root", None)):
+        if (found := fetched_for(str(place or ""))) is not None:
+            return found.version.name
     for place in (getattr(dataset, "data_root", None), getattr(dataset, "ann_file", None)):
         parts = Path(str(place or "").partition("://")[2] or str(place or "")).parts
         folders = parts if place == getattr(dataset, "data_root", None) else parts[:-1]

@@ -91,6 +91,11 @@ def checkpoint_hook(runner: Runner) -> CheckpointHook | None:
     return next((hook for hook in runner.hooks if isinstance(hook, CheckpointHook)), None)
 
 
+def loader(runner: Runner, split: str) -> Any:
+    """The loader of "train", "val" or "test", if it is built; asking the runner would build it."""
+    return getattr(getattr(runner, f"_{split}_loop", None), "dataloader", None)
+
+
 def class_names(loader: Any) -> Sequence[str]:
     """Names of the classes of a data loader's data set; empty if it has none."""
     meta = getattr(getattr(loader, "dataset", None), "metainfo", None) or {}

@@ -15,8 +15,9 @@ from mmengine.registry import HOOKS
 from mmengine.runner import Runner
 
 from unified_tracker import ConfigurationError, Run
+from unified_tracker._access import Access
 from unified_tracker.training import CheckpointFile, Evaluation, RunSettings, TrainingSession, guarded
-from unified_tracker_mmdet import _facts, _metrics
+from unified_tracker_mmdet import _facts, _inputs, _metrics, _portable, _references
 from unified_tracker_mmdet._arguments import read_init_kwargs
 from unified_tracker_mmdet._predictions import EvaluationWatch
 from unified_tracker_mmdet._scalars import TrainingScalars
@@ -92,6 +93,7 @@ class UnifiedTrackerHook(Hook):
             self._settings = RunSettings.resolve(tracker, options=given.options, on_error=on_error, **given.run)
         except ConfigurationError as error:
             raise ConfigurationError(str(error)) from None  # registries of old make errors anew, from one string
+        _references.use(Access.of(self._settings, given.options))  # the data sets are built after the hooks
         if not isinstance(interval, int) or interval < 1:
             raise ConfigurationError(f"interval must be a positive number of iterations, not {interval!r}")
         self._id, self._config, self._ignored = given.id, given.config, given.ignored
@@ -113,6 +115,8 @@ class UnifiedTrackerHook(Hook):
         self._sizes: _facts.TrainingSizes
         self._training = False
         self._loaded: tuple[int, int] | None = None
+        self._loaded_meta: dict[str, Any] = {}
+        self._weights = ""  # that it began with, or evaluates
         self._epoch_row = self._last_step = 0
 
     @property
@@ -147,6 +151,9 @@ class UnifiedTrackerHook(Hook):
         self._open(runner, resumed or {})
         if self._session is not None:
             self._prepare(runner, self._session)
+            self._training_inputs(runner, self._session)
+        for split in ("train", "val"):
+            _references.reach_workers(_facts.loader(runner, split))
 
     @guarded
     def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None) -> None:
@@ -180,8 +187,9 @@ class UnifiedTrackerHook(Hook):
     # ---- evaluation --------------------------------------------------------------------------------------------
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
-        """Remember which step an evaluation without training is about."""
+        """Remember which step an evaluation without training is about, and what the checkpoint says of its classes."""
         meta = checkpoint.get("meta") if isinstance(checkpoint, dict) else None
+        self._loaded_meta = meta if isinstance(meta, dict) else {}
         if isinstance(meta, dict) and "iter" in meta:
             self._loaded = int(meta["iter"]), int(meta.get("epoch", 0))
 
@@ -189,12 +197,14 @@ class UnifiedTrackerHook(Hook):
     def before_val(self, runner: Runner) -> None:
         """Open a run if `runner.val()` is called without training; prepare for its predictions, on every rank."""
         self._open_for_evaluation(runner)
+        self._evaluation_inputs(runner, "val")
         self._watch_begins(runner, "val")
 
     @guarded
     def before_test(self, runner: Runner) -> None:
         """Open a run if `runner.test()` is called without training; after it, the training's run goes on."""
         self._open_for_evaluation(runner)
+        self._evaluation_inputs(runner, "test")
         self._watch_begins(runner, "test")
 
     @guarded
@@ -224,6 +234,7 @@ class UnifiedTrackerHook(Hook):
                 _metrics.per_class(own, _facts.class_names(runner.val_dataloader)),
             )
             self._session.evaluation_ended(evaluation)
+            self._session.checkpoint_evaluated({**own, **canonical}, step)
         self._predictions_ready("val", step, epoch, canonical)
 
     @guarded
@@ -235,15 +246,17 @@ class UnifiedTrackerHook(Hook):
         canonical = _metrics.canonical_evaluation(own, "test")
         step, epoch = self._position(runner)
         if own:
-            self._session.step_ended(step, epoch, {f"test/{name}": value for name, value in own.items()}, canonical)
+            named = {f"test/{name}": value for name, value in own.items()}
+            self._session.step_ended(step, epoch, named, canonical)
+            self._session.checkpoint_evaluated({**named, **canonical}, step)
         for task, rows in _metrics.per_class(own, _facts.class_names(runner.test_dataloader)).items():
             self._session.run.log_table(f"test/{task}/per_class", ["category", "AP"], rows, step)
         self._predictions_ready("test", step, epoch, canonical)
 
     # ---- inside ------------------------------------------------------------------------------------------------
 
-    def _open(self, runner: Runner, state: Mapping[str, Any]) -> None:
-        settings = self._settings
+    def _open(self, runner: Runner, state: Mapping[str, Any], *, training: bool = True) -> None:
+        settings = self._settings if training else self._settings.for_evaluation()
         if settings.parent.parent == settings.working:  # nobody has said where
             settings = dataclasses.replace(settings, parent=Path(runner.work_dir).absolute() / settings.parent.name)
         self._run = settings.open(config=self._config, id=state.get("run_id") or self._id, rank=runner.rank)
@@ -275,13 +288,53 @@ class UnifiedTrackerHook(Hook):
         self._remember(runner)
         effective = _facts.effective_training(runner, self._sizes)
         file = _facts.configuration_file(runner) if self._suffixes else None
-        session.training_started(_facts.configuration(runner), effective, file)
+        detector = _portable.detector(runner) if self._log_checkpoint else None
+        session.training_started(_facts.configuration(runner), effective, file, detector)
+
+    @guarded
+    def _training_inputs(self, runner: Runner, session: TrainingSession) -> None:
+        """What the training is made from, and whether the classes of it all fit together."""
+        for split in ("train", "val"):
+            session.inputs_used(_inputs.dataset_inputs(split, _facts.loader(runner, split)))
+        if runner.iter == 0:  # else it was resumed, and the weights are those of its own checkpoint
+            session.inputs_used(_inputs.weights_used(runner))
+            self._weights = str(runner._load_from or "")
+        for split in ("train", "val"):
+            self._compare_classes(runner, session, split)
+
+    @guarded
+    def _evaluation_inputs(self, runner: Runner, split: str) -> None:
+        """What is evaluated, and on what; validations of a training have said it when it began."""
+        loader, session = _facts.loader(runner, split), self._session
+        _references.reach_workers(loader)
+        if session is None or self._training:
+            return
+        session.inputs_used(_inputs.dataset_inputs(split, loader))
+        if not self._last_step:  # no training went before
+            session.inputs_used(_inputs.checkpoint_used(runner))
+            self._weights = str(runner._load_from or "")
+        self._compare_classes(runner, session, split)
+
+    def _compare_classes(self, runner: Runner, session: TrainingSession, split: str) -> None:
+        loader = _facts.loader(runner, split)
+        classes = _inputs.classes_of_loader(split, loader)
+        session.classes_compared(_inputs.classes_of_model(runner.model), classes)
+        for annotated in _inputs.classes_of_annotations(loader):
+            if set(classes.names) - set(annotated.names):  # a subset of them, in any order, is a choice
+                session.classes_compared(annotated, classes)
+        if split != "train" and self._last_step:
+            trained = _inputs.classes_of_loader("train", _facts.loader(runner, "train"))
+            session.classes_compared(trained, classes)
+        if self._weights:
+            before = _inputs.classes_of_checkpoint(self._weights, self._loaded_meta)
+            if before.size == classes.size or _references.is_reference(self._weights):
+                session.classes_compared(before, classes)
 
     def _open_for_evaluation(self, runner: Runner) -> None:
         if self._training or (self._run is not None and (self._session is None or self._run.active)):
             return
         if self._session is None:
-            self._open(runner, {})
+            self._open(runner, {}, training=False)
             if self._session is not None:
                 effective = _facts.effective_evaluation(runner, self._loaded)
                 self._session.training_started(_facts.configuration(runner), effective)

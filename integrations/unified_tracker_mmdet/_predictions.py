@@ -13,6 +13,7 @@ from unified_tracker.predictions import SampleEvaluation
 from unified_tracker.predictions._collector import Ranks, SampleCollector
 from unified_tracker_mmdet._dataset import EvaluatedDataset
 from unified_tracker_mmdet._detections import detections_from_sample
+from unified_tracker_mmdet._references import on_disk
 
 
 class EvaluationWatch:
@@ -54,7 +55,8 @@ class EvaluationWatch:
             if image_id is not None and collector.wants(image_id):
                 height, width = sample.get("ori_shape")[:2]
                 found = functools.partial(detections_from_sample, sample, len(dataset.classes))
-                collector.add(image_id, found, int(height), int(width), sample.get("img_path"))
+                path = sample.get("img_path")
+                collector.add(image_id, found, int(height), int(width), None if path is None else on_disk(str(path)))
 
     def end(self, split: str, metrics: Mapping[str, float]) -> SampleEvaluation | None:
         """The evaluation is over, on all ranks. Rank 0 only; None if nothing of the sample was seen."""

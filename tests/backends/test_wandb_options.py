@@ -11,6 +11,7 @@ import pytest
 
 from tests.backends.wandb_feeding import KEY, TS, Feeder, clean_environment, info
 from unified_tracker._errors import ConfigurationError
+from unified_tracker._start import RunSettings
 from unified_tracker.backends import _wandb
 from unified_tracker.backends._wandb import check
 
@@ -91,3 +92,13 @@ def test_disabled_keeps_nothing(tmp_path: Path) -> None:
     tracker.close("FINISHED", TS)
     assert list(tmp_path.rglob("offline-run-*")) == []
     assert "wandb" not in sys.modules
+
+
+def test_run_that_only_evaluates_says_so_unless_the_user_has() -> None:
+    offline = {"mode": "offline"}
+    kinds = {}
+    for given in (None, "ablation"):
+        settings = RunSettings.resolve("wandb", options={"wandb": {**offline, "job_type": given}})
+        kinds[given] = settings.for_evaluation().backends["wandb"]["job_type"]
+        assert settings.backends["wandb"]["job_type"] == given
+    assert kinds == {None: "eval", "ablation": "ablation"}

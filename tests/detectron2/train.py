@@ -27,7 +27,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from unified_tracker.demo._detectron2 import ShapesTrainer, configuration
 from unified_tracker.demo._plan import Plan
-from unified_tracker_detectron2 import UnifiedTrackerHook
+from unified_tracker_detectron2 import UnifiedTrackerHook, prepare
 
 
 class Trouble(HookBase):
@@ -109,6 +109,9 @@ def main(wish: dict[str, Any]) -> None:
 
         del cfg["TRACKER"]
         cfg.MLFLOW = CfgNode(wish["blog"])
+    if wish.get("prepare"):
+        cfg.freeze()
+        prepare(cfg)
     default_setup(cfg, default_argument_parser().parse_args([]))
     if wish.get("eval_only"):
         hook = evaluate_only(cfg, wish)

@@ -7,7 +7,7 @@ import os
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -138,6 +138,14 @@ class RunSettings:
             backends=backends,
             secrets=secrets,
         )
+
+    def for_evaluation(self) -> RunSettings:
+        """The same for a run that only evaluates: a backend with an option `job_type` shows it, unless it is set."""
+        backends = {
+            name: {**options, "job_type": options["job_type"] or "eval"} if "job_type" in options else options
+            for name, options in self.backends.items()
+        }
+        return replace(self, backends=backends)
 
     def latest_run(self) -> str | None:
         """Identity of the newest run in the same folder; None if there is none. For frameworks that lost it."""

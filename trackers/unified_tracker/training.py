@@ -16,21 +16,26 @@ from typing import TYPE_CHECKING, Any, Concatenate, Final, ParamSpec, TypeVar, c
 import msgspec
 
 from unified_tracker._console import say
+from unified_tracker._detector import Detector, config_digest
 from unified_tracker._errors import ConfigurationError
-from unified_tracker._mask import mask_source
+from unified_tracker._journal import now_ms
+from unified_tracker._mask import mask_source, unsalted
 from unified_tracker._run import Run, reason_of, status_of
 from unified_tracker._rundir import write_bytes
 from unified_tracker._start import RunSettings
+from unified_tracker.records import Input
 
-if TYPE_CHECKING:  # loads NumPy
-    from unified_tracker.predictions import SampleEvaluation
+if TYPE_CHECKING:
+    from unified_tracker._class_lists import ClassList
+    from unified_tracker.predictions import SampleEvaluation  # loads NumPy
 
-__all__ = ["CheckpointFile", "Evaluation", "RunSettings", "TrainingSession", "guarded"]
+__all__ = ["CheckpointFile", "Detector", "Evaluation", "RunSettings", "TrainingSession", "guarded"]
 
 P = ParamSpec("P")
 S = TypeVar("S")
 LARGEST_FILE: Final = 256 << 20
 EVALUATIONS_FILE: Final = "evaluation-results.json"
+CLASSES_TAG: Final = "unified_tracker.warning.classes"
 BEST_FILE: Final = "best.json"  # in the run directory
 TEXTS: Final = frozenset({".log", ".txt", ".py", ".yaml", ".yml"})  # frameworks print the configuration into them
 _said: set[str] = set()
@@ -134,6 +139,10 @@ class TrainingSession:
         self._best: dict[str, float] = {}  # of the checkpoints
         self._best_evaluated: dict[str, float] = {}  # of the evaluations, which may come more often
         self._judged: tuple[int, list[str]] = (-1, [])
+        self._detector: Detector | None = None
+        self.checkpoint_metadata: dict[str, Any] = {}  # of every checkpoint, beside its own
+        self._inputs: dict[tuple[str, str], Input] = {}
+        self._class_warnings: list[str] = []
         run.unfinished_status = "FAILED"  # until the adapter says how the training ended
 
     def state(self) -> dict[str, Any]:
@@ -152,7 +161,11 @@ class TrainingSession:
             self._best_metric = self._best_metric or source.get("best_metric")
 
     def training_started(
-        self, config: Mapping[str, Any], effective: Mapping[str, Any], file: tuple[str, str] | None = None
+        self,
+        config: Mapping[str, Any],
+        effective: Mapping[str, Any],
+        file: tuple[str, str] | None = None,
+        detector: Detector | None = None,
     ) -> None:
         """Record the configuration.
 
@@ -160,11 +173,51 @@ class TrainingSession:
             config: The whole of it, nested.
             effective: The values that hold after defaults, scaling and launching: world size, seed, learning rate.
             file: Name and text of the configuration as a file of the framework; secrets in it are masked.
+            detector: What checkpoints need to be used; it goes along with each. None where nobody can say.
         """
         self.run.log_params({**config, "effective": dict(effective)})
+        text = ""
         if file is not None:
-            name, text = file
-            self.run._log_file(name, mask_source(text).encode("utf-8", "replace"))
+            name, text = file[0], mask_source(file[1])
+            self.run._log_file(name, text.encode("utf-8", "replace"))
+        self._detector = detector
+        text = detector.text if detector is not None else unsalted(text)
+        if framework := effective.get("framework"):
+            self.checkpoint_metadata["framework"] = framework
+        if text:
+            self.checkpoint_metadata["config_digest"] = config_digest(text)
+
+    def inputs_used(self, inputs: Iterable[Input]) -> None:
+        """Record what the run is made from, or evaluates: data sets, weights, a checkpoint. Each role of each once.
+
+        Blocking: one write each. The uploader hashes and describes what the records point to.
+        """
+        for entry in inputs:
+            if (key := (entry.role, entry.reference)) not in self._inputs:
+                self._inputs[key] = entry
+                self.run._log_input(entry)
+
+    def checkpoint_evaluated(self, metrics: Mapping[str, float], step: int) -> None:
+        """Record what an evaluation found of the checkpoint that the run evaluates. Without one, nothing.
+
+        Args:
+            metrics: By the names under which they stand in the run; what is not finite is left out.
+            step: Completed optimiser iterations of its weights.
+        """
+        finite = {name: value for name, value in metrics.items() if math.isfinite(value)}
+        for entry in self._inputs.values():
+            if entry.role == "checkpoint" and finite:
+                self.run._log_input(msgspec.structs.replace(entry, ts=now_ms(), metrics=finite, step=step))
+
+    def classes_compared(self, one: ClassList, other: ClassList) -> None:
+        """Warn, once, if two lists of classes do not fit together: on the terminal, and as a tag of the run."""
+        from unified_tracker._class_lists import difference
+
+        sentence = difference(one, other)
+        if sentence is not None and sentence not in self._class_warnings:
+            self._class_warnings.append(sentence)
+            say(sentence)
+            self.run.set_tags({CLASSES_TAG: "; ".join(self._class_warnings)})
 
     def step_ended(self, step: int, epoch: float | None, own: Mapping[str, Any], canonical: Mapping[str, Any]) -> None:
         """Record the scalars of a step; the adapter decides at which steps."""
@@ -227,14 +280,21 @@ class TrainingSession:
                 own = evaluation.own if self._framework_names else {}
                 metrics = {**own, **evaluation.canonical}
             aliases = (checkpoint.alias, *self._best_aliases(evaluation, self._best))
+            path, detector = checkpoint.path, self._detector
+            companions = detector.companions(path) if detector is not None else {}
+            metadata = dict(self.checkpoint_metadata)
+            if "best" in aliases:
+                metadata["best_metric"] = self._best_metric
             self.run.log_checkpoint(
-                checkpoint.path,
+                path,
                 step,
                 checkpoint.epoch,
                 metrics,
                 aliases,
+                {**metadata, **self._data_metadata()},
                 keep_last=self._keep_last,
                 keep_every=self._keep_every,
+                _companions=companions,
             )
             self._logged_steps.add(step)
             if aliases[1:]:
@@ -265,6 +325,13 @@ class TrainingSession:
             self.run.unfinished_status = "FINISHED"
         else:
             self.run.finish(status_of(error), reason_of(error))
+
+    def _data_metadata(self) -> dict[str, Any]:
+        """What is known of the data that every checkpoint of this training was made from."""
+        from unified_tracker._origins import dataset_digest  # not for those who keep no checkpoints
+
+        digests = [dataset_digest(entry) for (role, _), entry in self._inputs.items() if role == "train"]
+        return {"dataset_digest": ",".join(digests)} if digests and all(digests) else {}
 
     def _best_aliases(self, evaluation: Evaluation | None, so_far: dict[str, float]) -> list[str]:
         """Aliases of what an evaluation makes the best; the best values so far are brought up to date."""
