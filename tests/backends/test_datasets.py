@@ -6,6 +6,7 @@ import base64
 import hashlib
 import json
 import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -24,6 +25,8 @@ from tests.backends.wandb_files import OfflineArtifact, offline_folders, read_ru
 from tests.backends.wandb_reports import rows_of
 from tests.backends.wandb_server import WandbServer
 from tests.mlflow_reading import MlflowRun
+from unified_tracker import TrackerError
+from unified_tracker._staging import Staging
 from unified_tracker.backends import _wandb_dataset
 from unified_tracker.backends._wandb_dataset import draft_dataset
 from unified_tracker.backends._wandb_store import Store
@@ -135,6 +138,28 @@ def test_staged_links_are_gone_when_all_is_delivered(shapes: Path, working: Path
     run_dir = working / "unified-tracker" / "dataset-shapes-train"
     assert not [path for name in ("files", "links", "shared") for path in (run_dir / name).glob("*")]
     assert [path.stat().st_nlink for path in sorted((shapes / "train").iterdir())] == before
+
+
+def test_an_image_that_is_written_over_meanwhile_is_told_and_nothing_is_stored(
+    shapes: Path, working: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = working / "train"
+    shutil.copytree(shapes / "train", folder)
+    hold_all = Staging.hold_all
+
+    def then_write(self: Staging, *given: Any) -> Any:
+        held = hold_all(self, *given)
+        with (folder / "00001.jpg").open("ab") as file:
+            file.write(b"more")
+        return held
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Staging, "_clone", lambda *_: False)
+        patched.setattr(Staging, "hold_all", then_write)
+        with pytest.raises(TrackerError, match=r"mlflow has not taken .*: images/00001\.jpg was written over"):
+            create_dataset("shapes-train", shapes / "train.json", folder)
+    made_again = create_dataset("shapes-train", shapes / "train.json", folder)
+    assert (made_again.outcome, made_again.versions) == ("created", {"mlflow": "v0"})
 
 
 # ---- W&B -----------------------------------------------------------------------------------------------------------

@@ -14,7 +14,9 @@ from typing import Any, Final, Literal
 import msgspec
 
 from unified_tracker._errors import ConfigurationError, TrackerError
+from unified_tracker._ledger import Refused, look_up
 from unified_tracker._reference import ArtifactReference
+from unified_tracker._rundir import RunDirectory
 from unified_tracker._settings import TrackerChoice
 from unified_tracker._staging import Hold
 from unified_tracker._start import RunSettings
@@ -115,7 +117,8 @@ def create_dataset(
     Raises:
         BrokenDatasetError: There are flaws, and `strict`.
         ConfigurationError: The name or a setting is wrong; another process is writing to this data set.
-        TrackerError: The file is no COCO data set, or nothing of it is selected.
+        TrackerError: The file is no COCO data set, or nothing of it is selected; or a backend has refused what was
+            recorded, as it does with an image that was written over meanwhile.
         OSError: It cannot be read, or there is no room.
     """
     if not NAME.fullmatch(name):
@@ -154,7 +157,11 @@ def create_dataset(
             held = {} if images == "reference" else files
             how: Hold = "copy" if images == "copy" else "shared"
             entries = small, held, how
+            known = _refused(settings, run_dir)
             complete = _record(settings, card, entries, tuple(aliases), metadata, _next_step(before.values()), steps)
+        for backend, refused in _refused(settings, run_dir).items():
+            if new := refused - known[backend]:
+                raise TrackerError(f"{backend} has not taken the data set: {'; '.join(each.reason for each in new)}")
         keep(run_dir, coco.encode(), card.encode())
         if not complete:
             return Created(name, "pending", {}, {}, card, changes, flaws, str(run_dir))
@@ -273,6 +280,12 @@ def _entries(
             raise OSError(f"{file.path} was written over while the data set was made")
         yield f"{FOLDER}/{name}", file.path
         tick()
+
+
+def _refused(settings: RunSettings, run_dir: Path) -> dict[str, set[Refused]]:
+    """What each backend has refused for good so far."""
+    lanes = RunDirectory(run_dir).lanes
+    return {backend: set(look_up(lanes / f"{backend}.db")[1]) for backend in settings.backends}
 
 
 def _record_bytes(files: Mapping[str, ImageFile]) -> int:
