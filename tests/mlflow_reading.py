@@ -66,6 +66,10 @@ class MlflowRun:
             if tag.startswith(ALIAS)
         }
 
+    def model_weights(self, model: Any) -> dict[str, str]:
+        """The same of its weights only: of what the framework has written."""
+        return {name: digest for name, digest in self.model_files(model).items() if name.endswith(".pth")}
+
     def model_files(self, model: Any) -> dict[str, str]:
         """Name to SHA-256 of the files that a LoggedModel holds."""
         # Not by `models:/<id>`: that is resolved with the global tracking URI, whatever is passed.

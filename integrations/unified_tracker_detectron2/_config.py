@@ -8,6 +8,8 @@ from typing import Any
 import yaml
 from detectron2.config import CfgNode
 
+from unified_tracker._mask import mask, unsalted
+
 
 def add_tracker_config(cfg: CfgNode) -> None:
     """Add the node `TRACKER` with its defaults, so that YAML files and `KEY VALUE` overrides may set it.
@@ -30,7 +32,7 @@ def add_tracker_config(cfg: CfgNode) -> None:
     node.NUM_EVAL_IMAGES = 100
     node.SCORE_THRESH = 0.3
     node.KEEP_RUN_OPEN = False
-    node.MLFLOW = CfgNode({"TRACKING_URI": None})
+    node.MLFLOW = CfgNode({"TRACKING_URI": None, "REGISTERED_MODEL_NAME": None})
     node.WANDB = CfgNode({"ENTITY": None, "MODE": None})
     cfg.TRACKER = node
 
@@ -64,7 +66,10 @@ def hook_arguments(cfg: CfgNode) -> dict[str, Any]:
         }
         arguments |= {key: value for key, value in own.items() if value is not None}
         backends = {
-            "mlflow": {"tracking_uri": node.MLFLOW.TRACKING_URI},
+            "mlflow": {
+                "tracking_uri": node.MLFLOW.TRACKING_URI,
+                "registered_model_name": node.MLFLOW.get("REGISTERED_MODEL_NAME"),
+            },
             "wandb": {"entity": node.WANDB.ENTITY, "mode": node.WANDB.MODE},
         }
         arguments["options"] = _without_none(arguments.get("options", {}), backends)
@@ -126,6 +131,14 @@ def as_yaml(config: Any) -> str:
     except ImportError:
         pass
     return str(yaml.dump(as_dict(config), default_flow_style=False))
+
+
+def masked_yaml(config: CfgNode) -> str:
+    """A YAML file that Detectron2 reads, without secrets, the same in every process.
+
+    Masked value by value: what stands in the place of a secret is a string again, also where it begins with "*".
+    """
+    return unsalted(str(yaml.safe_dump(mask(as_dict(config)), default_flow_style=False)))
 
 
 def _without_none(*sources: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:

@@ -17,8 +17,8 @@ from detectron2.utils import comm
 
 from unified_tracker import Run
 from unified_tracker.predictions._collector import Ranks
-from unified_tracker.training import CheckpointFile, Evaluation, RunSettings, TrainingSession, guarded
-from unified_tracker_detectron2 import _facts, _inputs, _metrics
+from unified_tracker.training import CheckpointFile, Detector, Evaluation, RunSettings, TrainingSession, guarded
+from unified_tracker_detectron2 import _facts, _inputs, _metrics, _portable
 from unified_tracker_detectron2._config import (
     as_dict,
     as_yaml,
@@ -319,7 +319,8 @@ class UnifiedTrackerHook(HookBase):
         config = self._any_config()
         source = self._cfg if self._cfg is not None else config
         self._sizes = TrainingSizes(self.trainer, source)
-        self._configure(config, _facts.effective_training(self.trainer, source, self._sizes))
+        detector = _portable.detector(source, getattr(self.trainer, "model", None))
+        self._configure(config, _facts.effective_training(self.trainer, source, self._sizes), detector)
         self._training_inputs()
 
     @guarded
@@ -379,13 +380,14 @@ class UnifiedTrackerHook(HookBase):
         # Hooks do not keep their trainer alive.
         return None if self._trained is not None else getattr(self.trainer, "cfg", None)
 
-    def _configure(self, config: Any, effective: Mapping[str, Any]) -> None:
+    def _configure(self, config: Any, effective: Mapping[str, Any], detector: Detector | None = None) -> None:
         source = self._cfg if self._cfg is not None else config
         assert self._session is not None  # noqa: S101 -- callers have made it
         self._session.training_started(
             as_dict(config) if config is not None else {},
             effective,
             (CONFIG_FILE, as_yaml(source)) if source is not None else None,
+            detector,
         )
 
     def _record(self, step: int, *, evaluations_only: bool = False) -> None:

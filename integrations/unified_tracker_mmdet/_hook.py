@@ -18,7 +18,7 @@ from unified_tracker import ConfigurationError, Run
 from unified_tracker._access import Access
 from unified_tracker._origins import step_of
 from unified_tracker.training import CheckpointFile, Evaluation, RunSettings, TrainingSession, guarded
-from unified_tracker_mmdet import _facts, _inputs, _metrics, _references
+from unified_tracker_mmdet import _facts, _inputs, _metrics, _portable, _references
 from unified_tracker_mmdet._arguments import read_init_kwargs
 from unified_tracker_mmdet._predictions import EvaluationWatch
 from unified_tracker_mmdet._scalars import TrainingScalars
@@ -289,7 +289,8 @@ class UnifiedTrackerHook(Hook):
         self._remember(runner)
         effective = _facts.effective_training(runner, self._sizes)
         file = _facts.configuration_file(runner) if self._suffixes else None
-        session.training_started(_facts.configuration(runner), effective, file)
+        detector = _portable.detector(runner) if self._log_checkpoint else None
+        session.training_started(_facts.configuration(runner), effective, file, detector)
 
     @guarded
     def _training_inputs(self, runner: Runner, session: TrainingSession) -> None:

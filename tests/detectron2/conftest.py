@@ -59,5 +59,5 @@ def train(data: Path, output: Path, timeout_s: float = 180, **wish: Any) -> Trai
 @pytest.fixture(scope="session")
 def trained(shapes: Path, tmp_path_factory: pytest.TempPathFactory) -> Training:
     """Both backends at once; 25 iterations, evaluation and checkpoint every 10, BestCheckpointer besides."""
-    interval = ["TRACKER.INTERVAL", 20, "SOLVER.BASE_LR", 0.02]
-    return train(shapes, tmp_path_factory.mktemp("trained"), trackers=["mlflow", "wandb"], opts=interval)
+    opts = ["TRACKER.INTERVAL", 20, "SOLVER.BASE_LR", 0.02, "TRACKER.MLFLOW.REGISTERED_MODEL_NAME", "shapes"]
+    return train(shapes, tmp_path_factory.mktemp("trained"), trackers=["mlflow", "wandb"], opts=opts)

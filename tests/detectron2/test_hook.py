@@ -108,7 +108,7 @@ def test_each_checkpoint_arrives_with_its_bytes_and_metrics(trained: Training, s
     files = ["model_0000009.pth", "model_0000019.pth", "model_final.pth"]
     for model, name in zip(models, files, strict=True):
         expected = hashlib.sha256((trained.work_dir / name).read_bytes()).hexdigest()
-        assert stored.model_files(model) == {name: expected}
+        assert stored.model_weights(model) == {name: expected}
         assert str(model.status) == "READY"
         bound = {metric.key: metric.value for metric in model.metrics}
         assert bound["val/segm/mAP"] == dict(stored.history("val/segm/mAP"))[int(model.params["step"])]

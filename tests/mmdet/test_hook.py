@@ -113,7 +113,7 @@ def test_rotated_and_rewritten_checkpoints_arrive_as_they_were(trained: Training
     assert [int(model.params["step"]) for model in models] == STEPS
     for epoch, model in enumerate(models, start=1):
         name = f"epoch_{epoch}.pth"
-        assert stored.model_files(model) == {name: sha(trained.output / "kept" / name)}
+        assert stored.model_weights(model) == {name: sha(trained.output / "kept" / name)}
         assert str(model.status) == "READY"
         bound = {metric.key: metric.value for metric in model.metrics}
         assert bound["odd/score"] == SCORES[epoch - 1]
@@ -132,7 +132,9 @@ def test_same_checkpoints_are_in_wandb(trained: Training, offline: OfflineRun) -
     models = [artifact for artifact in offline.artifacts if artifact.type == "model"]
     assert [model.name for model in models] == [f"run-{trained.said['run_id']}-model"] * EPOCHS
     for epoch, model in enumerate(models, start=1):
-        assert [sha(path) for path in model.files.values()] == [sha(trained.output / "kept" / f"epoch_{epoch}.pth")]
+        weights = [path for name, path in model.files.items() if name.endswith(".pth")]
+        assert [sha(path) for path in weights] == [sha(trained.output / "kept" / f"epoch_{epoch}.pth")]
+        assert {"config.py", "detector.json"} < set(model.files)
     assert "best" in models[3].aliases and "best" not in models[4].aliases
 
 
@@ -274,7 +276,7 @@ def test_iteration_based_training(shapes: Path, tmp_path: Path) -> None:
     assert {f"iter_{step}": str(step) for step in (2, 4, 6, 7)}.items() <= run.model_aliases().items()
     for model in run.models():
         name = f"iter_{model.params['step']}.pth"
-        assert run.model_files(model) == {name: sha(tmp_path / "kept" / name)}
+        assert run.model_weights(model) == {name: sha(tmp_path / "kept" / name)}
 
 
 def test_configuration_of_mmdetection_2_needs_only_to_move(shapes: Path, tmp_path: Path) -> None:
@@ -326,7 +328,9 @@ def test_configuration_of_mmdetection_2_needs_only_to_move(shapes: Path, tmp_pat
     assert run.column("loss") == [row["loss"] for row in done.log()]
     assert all(0 <= value <= 1 for task in ("bbox", "segm") for value in run.column(f"val/{task}/mAP"))
     assert len(run.column("val/segm/mAP")) == 1
-    assert [artifact.files.keys() for artifact in run.artifacts if artifact.type == "model"] == [{"epoch_1.pth"}]
+    assert [artifact.files.keys() for artifact in run.artifacts if artifact.type == "model"] == [
+        {"epoch_1.pth", "config.py", "detector.json"}
+    ]
     assert run.exit_code == 0
 
 

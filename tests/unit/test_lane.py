@@ -458,12 +458,12 @@ def test_a_call_is_announced_with_the_moment_by_which_it_must_be_over(tmp_path: 
     assert state.call_until == 0
 
 
-def staged(place: RunDirectory, source: Path) -> StagedFile:
-    (place.path / "files").mkdir(exist_ok=True)
-    link = place.path / "files" / "1-file"
+def staged(place: RunDirectory, source: Path, folder: str = "files") -> StagedFile:
+    (place.path / folder).mkdir(exist_ok=True)
+    link = place.path / folder / "1-file"
     link.hardlink_to(source)
     stat = link.stat()
-    return StagedFile(source.name, "files/1-file", stat.st_size, stat.st_mtime_ns)
+    return StagedFile(source.name, f"{folder}/1-file", stat.st_size, stat.st_mtime_ns)
 
 
 def test_a_linked_file_is_made_private_before_it_is_delivered(tmp_path: Path) -> None:
@@ -501,6 +501,29 @@ def test_a_file_written_over_before_delivery_is_refused_not_published(tmp_path: 
     state = place.lane_state("memory")
     assert state is not None
     assert "epoch_1.pth was written over in place after it had been logged" in state.notes[0]
+
+
+def test_a_shared_file_is_delivered_without_a_copy_and_watched_meanwhile(tmp_path: Path) -> None:
+    source = tmp_path / "1.jpg"
+    source.write_bytes(b"a picture")
+    place = directory(tmp_path)
+    file = staged(place, source, "shared")
+    journal = Journal(place.journal)
+    journal.append(Artifact(1, "d", "dataset", (file,)))
+    journal.append(END)
+    journal.close()
+    links: list[int] = []
+
+    def overwrite(call: str, entries: Sequence[Entry]) -> None:
+        if call == "log_artifact":
+            links.append(source.stat().st_nlink)
+            source.write_bytes(b"written over while it is uploaded")
+
+    deliver(place, MemoryTracker(overwrite))
+    assert links == [2], "it was copied"
+    state = place.lane_state("memory")
+    assert state is not None
+    assert "1.jpg was written over in place after it had been logged" in state.notes[0]
 
 
 def test_backoff_doubles_up_to_its_cap() -> None:

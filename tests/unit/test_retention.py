@@ -43,7 +43,7 @@ def holds(directory: RunDirectory, backend: str, sequence: int, **state: object)
 
 
 def staged(directory: RunDirectory) -> list[str]:
-    found = (path for folder in FOLDERS for path in (directory.path / folder).iterdir())
+    found = (path for folder in FOLDERS for path in (directory.path / folder).glob("*"))
     return sorted(path.name.split("-")[2] for path in found)
 
 

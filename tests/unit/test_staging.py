@@ -113,3 +113,22 @@ def test_any_name_can_be_staged(tmp_path: Path, staging: Staging, name: str) -> 
 def test_what_is_neither_file_nor_folder_is_refused(tmp_path: Path, staging: Staging) -> None:
     with pytest.raises(FileNotFoundError, match="is neither a file nor a folder"):
         staging.hold_tree(tmp_path / "nothing", "copy")
+
+
+def test_a_shared_link_takes_no_room_and_is_left_alone(tmp_path: Path, staging: Staging, source: Path) -> None:
+    alias = tmp_path / "alias.pth"
+    alias.symlink_to(source)
+    before = source.stat().st_mtime_ns
+    for path in (source, alias):
+        held = locate(tmp_path / "run", staging.hold(path, "a.pth", "shared"))
+        assert held.parent.name in {"shared", "files"} and not held.is_symlink()  # files: where there are clones
+        assert held.parent.name == "files" or held.stat().st_ino == source.stat().st_ino
+    assert source.stat().st_mtime_ns == before
+
+
+def test_files_from_anywhere_are_held_all_or_none(tmp_path: Path, staging: Staging, source: Path) -> None:
+    held = staging.hold_all([("images/a.jpg", source), ("b", source)], "copy")
+    assert [file.path for file in held] == ["images/a.jpg", "b"]
+    with pytest.raises(OSError):
+        staging.hold_all([("c", source), ("d", tmp_path / "none")], "copy")
+    assert len(list((tmp_path / "run" / "files").iterdir())) == 2

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import math
 from pathlib import Path
 
+import msgspec
 import pytest
 
 import unified_tracker as ut
@@ -14,7 +16,7 @@ from unified_tracker._origins import dataset_input, weights_input
 from unified_tracker._staging import changed, locate
 from unified_tracker.predictions import SampleEvaluation, SampleImage, ValidationSample
 from unified_tracker.records import Artifact, Input, Metrics, Predictions, Tags
-from unified_tracker.training import CLASSES_TAG, CheckpointFile, Evaluation, TrainingSession
+from unified_tracker.training import CLASSES_TAG, CheckpointFile, Detector, Evaluation, TrainingSession
 
 
 def evaluation(step: int, ap: float) -> Evaluation:
@@ -59,6 +61,64 @@ def test_best_follows_the_metric_and_stays_where_it_is_not_beaten(recording: Pat
         ("model_20.pth", {"iter_20", *best}),
         ("model_30.pth", {"iter_30"}),
     ]
+
+
+def test_what_checkpoints_need_goes_along_with_each_and_is_written_once(recording: Path) -> None:
+    session = TrainingSession(ut.start_run("mlflow"))
+    detector = Detector(framework="detectron2", config="config.yaml", text="MODEL: {}\n", classes=("cat",))
+    session.training_started({}, {"framework": "detectron2"}, ("model-config.yaml", "MODEL: {}"), detector)
+    session.checkpoint_metadata["dataset_digest"] = "0" * 16
+    for step in (10, 20):
+        session.checkpoint_saved(checkpoint(recording, step))
+        session.settle()
+    (recording / "sharded").mkdir()
+    for name in ("0.pth", "config.yaml"):
+        (recording / "sharded" / name).write_bytes(b"its own")
+    session.checkpoint_saved(CheckpointFile(recording / "sharded", 30, None, "iter_30"))
+    session.training_ended(None)
+    run_dir = session.run.dir
+    assert run_dir is not None
+    records = [entry.record for entry in JournalReader(run_dir / "journal").read(1 << 24, final=True)]
+    first, second, third = [r for r in records if isinstance(r, Artifact) and r.type == "model"]
+    assert [file.path for file in first.files] == ["model_10.pth", "config.yaml", "detector.json"]
+    assert first.files[1] == second.files[1]
+    assert [file.path for file in third.files] == ["0.pth", "config.yaml", "detector.json"]
+    assert locate(run_dir, first.files[1]).read_text() == "MODEL: {}\n"
+    assert locate(run_dir, third.files[1]).read_bytes() == b"its own"
+    cards = [msgspec.json.decode(locate(run_dir, r.files[2]).read_bytes()) for r in (first, second, third)]
+    assert [card["weights"] for card in cards] == ["model_10.pth", "model_20.pth", None]
+    assert {key: cards[0][key] for key in ("framework", "config", "classes", "category_ids")} == {
+        "framework": "detectron2",
+        "config": "config.yaml",
+        "classes": ["cat"],
+        "category_ids": None,
+    }
+    expected = {"framework": "detectron2", "config_digest": "fc57fc44e7e3f928", "dataset_digest": "0" * 16}
+    assert [r.metadata for r in (first, second, third)] == [expected] * 3
+
+
+def test_without_a_configuration_checkpoints_are_recorded_alone(recording: Path) -> None:
+    session = TrainingSession(ut.start_run("mlflow"))
+    session.training_started({"lr": 1}, {"world_size": 1})
+    session.checkpoint_saved(checkpoint(recording, 10))
+    session.training_ended(None)
+    assert versions(session.run) == [("model_10.pth", {"iter_10"})]
+    assert session.checkpoint_metadata == {}
+
+
+def test_checkpoints_are_recorded_where_nothing_more_fits_beside_them(
+    recording: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    session = TrainingSession(ut.start_run("mlflow"))
+    session.training_started({}, {}, None, Detector(framework="detectron2", config="config.yaml", text=""))
+    session.checkpoint_saved(checkpoint(recording, 10))
+    monkeypatch.setattr(session.run._staging, "keep", full)
+    session.training_ended(None)
+    assert versions(session.run) == [("model_10.pth", {"iter_10"})]
+    assert "config.yaml cannot be recorded beside the checkpoint" in capsys.readouterr().err
 
 
 def test_a_regular_checkpoint_goes_before_the_best_file_of_the_same_step(recording: Path) -> None:

@@ -32,7 +32,7 @@ from unified_tracker._mask import mask_text
 from unified_tracker._progress import NOTES, Progress
 from unified_tracker._retention import Retention
 from unified_tracker._rundir import LaneState, RunDirectory, write_json
-from unified_tracker._staging import changed, locate
+from unified_tracker._staging import SHARED, changed, locate
 from unified_tracker._tracker import Tracker
 from unified_tracker.records import (
     Artifact,
@@ -204,7 +204,8 @@ class Lane:
         shared = []
         for staged in record.files:
             path = files[staged.path] = locate(self._directory.path, staged)
-            if not make_private(path):  # usually the guard has done it; here the disk has no room
+            # Usually the guard has made a link private; here the disk has no room, or it is meant to stay shared.
+            if staged.staged.startswith(f"{SHARED}/") or not make_private(path):
                 shared.append(staged)
             self._refuse_if_changed(staged)
         self._tracker.log_artifact(entry, files)

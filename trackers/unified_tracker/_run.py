@@ -5,6 +5,7 @@ from __future__ import annotations
 import builtins
 import contextlib
 import functools
+import hashlib
 import re
 import sys
 import time
@@ -48,6 +49,7 @@ OnError = Literal["warn", "raise"]
 P = ParamSpec("P")
 
 REWRITTEN: Final = re.compile(r"(model_best|model_final|last|latest|best)(\.\w+)*", re.IGNORECASE)
+COMPANIONS: Final = "companions"  # in the run directory: kept, and small
 PULSE_S: Final = 2.0
 WARNINGS: Final = 100  # kinds of them, over the life of a run
 KILL_CODES: Final = frozenset({130, 137, 143})  # 128 + SIGINT, SIGKILL, SIGTERM
@@ -256,6 +258,21 @@ class Run:
         self._append(record)
 
     @_call
+    def _log_artifact_files(
+        self,
+        files: Iterable[tuple[str, Path]],
+        name: str,
+        type: str,  # noqa: A002 -- as in `log_artifact`
+        how: Hold,
+        aliases: Sequence[str],
+        metadata: Mapping[str, Any],
+    ) -> None:
+        """`log_artifact` of files that lie in different places, each under its own name. For data sets."""
+        assert self._staging is not None  # noqa: S101 -- `_call` has checked `active`
+        held = self._staging.hold_all(files, how)
+        self._append(Artifact(now_ms(), name, type, held, _aliases(aliases), _metadata(metadata)))
+
+    @_call
     def log_checkpoint(
         self,
         path: str | Path,
@@ -266,6 +283,8 @@ class Run:
         metadata: Mapping[str, Any] | None = None,
         keep_last: int = 0,
         keep_every: int = 0,
+        *,
+        _companions: Mapping[str, bytes] | None = None,
     ) -> None:
         """Record a model checkpoint as the next version of `run-<run id>-model`.
 
@@ -283,6 +302,7 @@ class Run:
             keep_last: How many versions of this model the backend keeps; 0 for all of them. Never removed are those
                 that have a name ("latest", "best", one of yours) or that another run was made from.
             keep_every: Keep also those whose step is a multiple of this; 0 for none of them.
+            _companions: Of the training session: name to content of files that belong beside it, held once a run.
         """
         source = Path(path)
         at_risk = source in self._logged_paths or REWRITTEN.fullmatch(source.name) is not None
@@ -294,7 +314,7 @@ class Run:
             now_ms(),
             f"run-{self.id}-model",
             "model",
-            files,
+            (*files, *self._beside(files, _companions or {})),
             _aliases(aliases),
             _metadata(metadata),
             values,
@@ -486,6 +506,21 @@ class Run:
                 self._append(Params(now_ms(), {name: value}))
             except ValueError as error:  # noqa: PERF203 -- a configuration of over 16 MiB is no everyday matter
                 yield name, str(error)
+
+    def _beside(self, files: Sequence[StagedFile], companions: Mapping[str, bytes]) -> Iterator[StagedFile]:
+        """The companions of a checkpoint, staged; what it has itself goes before. Without them it is recorded too."""
+        assert self._staging is not None  # noqa: S101 -- `_call` has checked `active`
+        own = {file.path for file in files}
+        for name, content in companions.items():
+            if name in own:
+                continue
+            digest = hashlib.sha256(content).hexdigest()[:32]
+            try:
+                staged = self._staging.keep(f"{COMPANIONS}/{digest}-{name}", content)
+            except OSError as error:
+                say(f"{name} cannot be recorded beside the checkpoint: {error}")
+                continue
+            yield msgspec.structs.replace(staged, path=name)
 
     def _hold(self, source: Path, how: Hold) -> tuple[StagedFile, ...]:
         """Stage a file or a folder; a refusal is told on the run, with its reason."""

@@ -6,7 +6,7 @@
         run.json                who the run is (`RunInfo`)
         writer.lock             held by the process that trains
         journal/*.utj           the journal
-        files/, links/          staged files; links are made private by the guard
+        files/, links/, shared/ staged files; links are made private by the guard, shared ones are not
         guard.lock              held by the uploader while it does
         lanes/<backend>.db      acknowledged position, backend ids, records set aside
         lanes/<backend>.json    state for people and for the training process (`LaneState`)

@@ -9,7 +9,8 @@ Three ways, the first that is possible:
   of it (`before_rewrite`);
 * a **copy**, which survives everything and blocks as long as it takes.
 
-A name that is known to be written over is linked only while a guard is there, and copied if it is small. What is
+A name that is known to be written over is linked only while a guard is there, and copied if it is small. The images of
+a data set may be shared: linked, and left alone by the guard, since a copy of them would fill the disk. What is
 delivered is checked against size and modification time in every case (`changed`): bytes that were written over in the
 moment before the guard had them are told, never published.
 """
@@ -23,6 +24,7 @@ import re
 import shutil
 import sys
 import time
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Final, Literal
 
@@ -37,12 +39,13 @@ except ImportError:  # Windows: `start_run` says that it is not supported there
     fcntl = None  # type: ignore[assignment]
 
 FOLDER: Final = "files"
-FOLDERS: Final = (FOLDER, LINKS)
+SHARED: Final = "shared"
+FOLDERS: Final = (FOLDER, LINKS, SHARED)
 FICLONE: Final = 0x40049409
 MARK_NS: Final = 617
 RECENT_S: Final = 2.0
 PATIENCE_S: Final = 10.0
-Hold = Literal["link", "guarded", "copy"]
+Hold = Literal["link", "guarded", "shared", "copy"]
 
 
 class Staging:
@@ -85,8 +88,9 @@ class Staging:
         Args:
             source: The file; it may change or vanish afterwards.
             name: Its name inside the artifact, POSIX, relative.
-            how: "link" for a file that nobody is expected to write over in place, "guarded" for one that will be, else
-                "copy". A link that the file system refuses becomes a copy.
+            how: "link" for a file that nobody is expected to write over in place, "guarded" for one that will be,
+                "shared" for a large data set's: a link that stays one until it is delivered; else "copy". A link that
+                the file system refuses becomes a copy.
 
         Raises:
             OSError: The file cannot be read, or a copy would leave too little room on the disk. Nothing stays behind.
@@ -96,6 +100,14 @@ class Staging:
             if self._clone(source, target):
                 return self._staged(name, target)
         size = source.stat().st_size
+        if how == "shared":
+            target = self._target(name, SHARED)
+            try:
+                os.link(source.resolve(), target)  # of a symbolic link, what it means
+            except OSError:
+                pass
+            else:
+                return self._staged(name, target)
         if how == "link" or (how == "guarded" and self._may_link(source, size)):
             target = self._target(name, LINKS)
             try:
@@ -126,10 +138,14 @@ class Staging:
         if not source.is_dir():
             raise FileNotFoundError(f"{source} is neither a file nor a folder")
         found = sorted(path for path in source.rglob("*") if path.is_file())
+        return self.hold_all(((path.relative_to(source).as_posix(), path) for path in found), how)
+
+    def hold_all(self, files: Iterable[tuple[str, Path]], how: Hold) -> tuple[StagedFile, ...]:
+        """Stage files, each under its name in the artifact: all of them, or none."""
         held: list[StagedFile] = []
         try:
-            for path in found:
-                held.append(self.hold(path, path.relative_to(source).as_posix(), how))  # noqa: PERF401 -- undone below
+            for name, path in files:
+                held.append(self.hold(path, name, how))
         except OSError:
             for staged in held:
                 locate(self._run_dir, staged).unlink(missing_ok=True)

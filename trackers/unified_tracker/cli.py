@@ -17,6 +17,7 @@ from rich.text import Text
 from unified_tracker import _artifact_commands, _display, _doctor, _pending, _plugins
 from unified_tracker._delivery import Delivery, Outcome, RunReport, deliveries, overall
 from unified_tracker._errors import ConfigurationError
+from unified_tracker.datasets import _commands as _datasets
 from unified_tracker.predictions import _commands
 
 app = typer.Typer(
@@ -30,6 +31,7 @@ app = typer.Typer(
 
 app.add_typer(_artifact_commands.app)
 app.add_typer(_commands.app)
+app.add_typer(_datasets.app)
 
 Folders = Annotated[
     list[Path] | None,

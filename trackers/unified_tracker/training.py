@@ -16,9 +16,10 @@ from typing import TYPE_CHECKING, Any, Concatenate, Final, ParamSpec, TypeVar, c
 import msgspec
 
 from unified_tracker._console import say
+from unified_tracker._detector import Detector, config_digest
 from unified_tracker._errors import ConfigurationError
 from unified_tracker._journal import now_ms
-from unified_tracker._mask import mask_source
+from unified_tracker._mask import mask_source, unsalted
 from unified_tracker._run import Run, reason_of, status_of
 from unified_tracker._rundir import write_bytes
 from unified_tracker._start import RunSettings
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
     from unified_tracker._class_lists import ClassList
     from unified_tracker.predictions import SampleEvaluation  # loads NumPy
 
-__all__ = ["CheckpointFile", "Evaluation", "RunSettings", "TrainingSession", "guarded"]
+__all__ = ["CheckpointFile", "Detector", "Evaluation", "RunSettings", "TrainingSession", "guarded"]
 
 P = ParamSpec("P")
 S = TypeVar("S")
@@ -138,6 +139,8 @@ class TrainingSession:
         self._best: dict[str, float] = {}  # of the checkpoints
         self._best_evaluated: dict[str, float] = {}  # of the evaluations, which may come more often
         self._judged: tuple[int, list[str]] = (-1, [])
+        self._detector: Detector | None = None
+        self.checkpoint_metadata: dict[str, Any] = {}  # of every checkpoint, beside its own
         self._inputs: dict[tuple[str, str], Input] = {}
         self._class_warnings: list[str] = []
         run.unfinished_status = "FAILED"  # until the adapter says how the training ended
@@ -158,7 +161,11 @@ class TrainingSession:
             self._best_metric = self._best_metric or source.get("best_metric")
 
     def training_started(
-        self, config: Mapping[str, Any], effective: Mapping[str, Any], file: tuple[str, str] | None = None
+        self,
+        config: Mapping[str, Any],
+        effective: Mapping[str, Any],
+        file: tuple[str, str] | None = None,
+        detector: Detector | None = None,
     ) -> None:
         """Record the configuration.
 
@@ -166,11 +173,19 @@ class TrainingSession:
             config: The whole of it, nested.
             effective: The values that hold after defaults, scaling and launching: world size, seed, learning rate.
             file: Name and text of the configuration as a file of the framework; secrets in it are masked.
+            detector: What checkpoints need to be used; it goes along with each. None where nobody can say.
         """
         self.run.log_params({**config, "effective": dict(effective)})
+        text = ""
         if file is not None:
-            name, text = file
-            self.run._log_file(name, mask_source(text).encode("utf-8", "replace"))
+            name, text = file[0], mask_source(file[1])
+            self.run._log_file(name, text.encode("utf-8", "replace"))
+        self._detector = detector
+        text = detector.text if detector is not None else unsalted(text)
+        if framework := effective.get("framework"):
+            self.checkpoint_metadata["framework"] = framework
+        if text:
+            self.checkpoint_metadata["config_digest"] = config_digest(text)
 
     def inputs_used(self, inputs: Iterable[Input]) -> None:
         """Record what the run is made from, or evaluates: data sets, weights, a checkpoint. Each role of each once.
@@ -265,15 +280,21 @@ class TrainingSession:
                 own = evaluation.own if self._framework_names else {}
                 metrics = {**own, **evaluation.canonical}
             aliases = (checkpoint.alias, *self._best_aliases(evaluation, self._best))
+            path, detector = checkpoint.path, self._detector
+            companions = detector.companions(path) if detector is not None else {}
+            metadata = dict(self.checkpoint_metadata)
+            if "best" in aliases:
+                metadata["best_metric"] = self._best_metric
             self.run.log_checkpoint(
-                checkpoint.path,
+                path,
                 step,
                 checkpoint.epoch,
                 metrics,
                 aliases,
-                self._checkpoint_metadata(),
+                {**metadata, **self._data_metadata()},
                 keep_last=self._keep_last,
                 keep_every=self._keep_every,
+                _companions=companions,
             )
             self._logged_steps.add(step)
             if aliases[1:]:
@@ -305,8 +326,8 @@ class TrainingSession:
         else:
             self.run.finish(status_of(error), reason_of(error))
 
-    def _checkpoint_metadata(self) -> dict[str, Any]:
-        """What is known about what every checkpoint of this training was made from."""
+    def _data_metadata(self) -> dict[str, Any]:
+        """What is known of the data that every checkpoint of this training was made from."""
         from unified_tracker._origins import dataset_digest  # not for those who keep no checkpoints
 
         digests = [dataset_digest(entry) for (role, _), entry in self._inputs.items() if role == "train"]

@@ -8,12 +8,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
+from unified_tracker._errors import ConfigurationError
 from unified_tracker._settings import refuse_unknown
 from unified_tracker._store import ArtifactStore
 from unified_tracker._tracker import Backend, Finding, RunInfo, Tracker
 from unified_tracker.hookspecs import hookimpl
 
-OPTIONS: Final = frozenset({"tracking_uri", "run_id", "artifact_location"})
+OPTIONS: Final = frozenset({"tracking_uri", "run_id", "artifact_location", "registered_model_name"})
+
+NAME_LIMIT: Final = 256  # of a registered model
 
 
 def check(options: Mapping[str, Any]) -> dict[str, Any]:
@@ -22,8 +25,13 @@ def check(options: Mapping[str, Any]) -> dict[str, Any]:
     * `tracking_uri`: default `$MLFLOW_TRACKING_URI`, else `sqlite:///mlflow.db` in the working folder.
     * `run_id`: an MLflow run to join; default the run that is active in this process, else `$MLFLOW_RUN_ID`.
     * `artifact_location`: where a new experiment keeps its artifacts; default MLflow's own choice.
+    * `registered_model_name`: register the best checkpoints and the last one under this name; default none.
+
+    Raises:
+        ConfigurationError: An option is unknown, or the name is none that MLflow registers.
     """
     refuse_unknown(options, OPTIONS, where="options of 'mlflow'")
+    registered = _registered_name(options.get("registered_model_name"))
     uri = options.get("tracking_uri") or os.environ.get("MLFLOW_TRACKING_URI") or "sqlite:///mlflow.db"
     run_id, owned = options.get("run_id") or os.environ.get("MLFLOW_RUN_ID"), True
     client = sys.modules.get("mlflow")  # only if the user has imported it
@@ -36,6 +44,7 @@ def check(options: Mapping[str, Any]) -> dict[str, Any]:
         "artifact_location": options.get("artifact_location"),
         "run_id": run_id,
         "owned": owned,
+        "registered_model_name": registered,
     }
 
 
@@ -72,6 +81,15 @@ def tracker_backend() -> Backend:
         diagnose=diagnose,
         store=store,
     )
+
+
+def _registered_name(given: Any) -> str | None:
+    if given is None or given == "":
+        return None
+    if not isinstance(given, str) or not given.strip() or len(given) > NAME_LIMIT or set(given) & set("/:"):
+        rule = f"a text of at most {NAME_LIMIT} characters without '/' and ':'"
+        raise ConfigurationError(f"registered_model_name must be {rule}, not {given!r}")
+    return given
 
 
 def _absolute(uri: str) -> str:

@@ -20,7 +20,12 @@ from mlflow.entities import LoggedModel, LoggedModelOutput, Metric
 from PIL import Image
 
 from unified_tracker._digest import files_digest
+from unified_tracker._errors import RejectedError
+from unified_tracker._mask import mask_text
 from unified_tracker._naming import path_like
+from unified_tracker.backends._mlflow_answers import answers
+from unified_tracker.backends._mlflow_errors import sort
+from unified_tracker.backends._mlflow_registry import LAST, ModelRegistry, best_values
 from unified_tracker.records import Artifact, Media
 
 PREFIX: Final = "unified_tracker."
@@ -48,9 +53,16 @@ class Version(msgspec.Struct):
 class MlflowArtifacts:
     """Everything of one run that is a file."""
 
-    def __init__(self, client: mlflow.MlflowClient, run_dir: Path, *, appends: bool = False) -> None:
+    def __init__(
+        self,
+        client: mlflow.MlflowClient,
+        run_dir: Path,
+        *,
+        appends: bool = False,
+        registry: ModelRegistry | None = None,
+    ) -> None:
         """Set where to. `appends`: the store does not recognise a row that comes again."""
-        self._client, self._appends = client, appends
+        self._client, self._appends, self._registry = client, appends, registry
         self._scratch = run_dir / "scratch"
         self._experiment = self._run_id = self._uri = ""
         self._has_models = True
@@ -141,11 +153,21 @@ class MlflowArtifacts:
         if str(model.status) != "READY":
             with self._folder() as folder:
                 _link_tree(files, folder)
+                self._make_servable(folder, model)
                 self._client.log_model_artifacts(model.model_id, str(folder))
             self._client.finalize_logged_model(model.model_id, "READY")
         self._link_to_run(model.model_id, record.step or 0)
         self._bind_metrics(model.model_id, record, metrics)
         self._move_aliases(model, models, ("latest", *record.aliases))
+        if best := [alias for alias in record.aliases if alias.partition("-")[0] == "best"]:
+            self._register(model, best, best_values(record))
+
+    def register_last(self, name: str) -> None:
+        """The run ends: its last checkpoint is a version of the registered model too."""
+        models = self._models(name) if self._registry is not None and self._has_models else None
+        last = next((model for model in models or () if _alias_tag("latest") in model.tags), None)
+        if last is not None:
+            self._register(last, [LAST], {})
 
     # ---- inside ------------------------------------------------------------------------------------------------
 
@@ -156,6 +178,35 @@ class MlflowArtifacts:
         version = self.log_version(msgspec.structs.replace(record, metadata=metadata), files)
         for alias in ("latest", *record.aliases):
             self._client.set_tag(self._run_id, _alias_tag(alias), f"{record.name}/v{version}")
+
+    def _make_servable(self, folder: Path, model: LoggedModel) -> None:
+        """The files that a served model needs; one that cannot have them is stored as it is."""
+        from unified_tracker.backends._mlflow_serving import add_serving_files  # for runs with checkpoints
+
+        try:
+            why = add_serving_files(folder, model)
+        except Exception as error:  # noqa: BLE001 -- the checkpoint goes before
+            why = f"{type(error).__name__}: {error}"
+        if why is not None:
+            self._say(f"checkpoints are stored, but `mlflow models serve` cannot use them: {why}")
+
+    def _register(self, model: LoggedModel, aliases: list[str], values: Mapping[str, str]) -> None:
+        """Register, where that is wished. A refusal is said; the checkpoint itself is stored."""
+        if self._registry is None:
+            return
+        tags = {DIGEST_TAG: model.tags[DIGEST_TAG], VERSION_TAG: model.tags[VERSION_TAG]}
+        try:
+            self._registry.register(model, aliases, values, tags)
+        except mlflow.MlflowException as error:
+            answer = answers.last()
+            forbidden = answer is not None and answer.status == 403  # the model belongs to somebody else
+            if not forbidden and not isinstance(sort(error, answer), RejectedError):
+                raise
+            self._say(f"checkpoints are stored, but the server does not register them: {mask_text(str(error))[:300]}")
+
+    def _say(self, note: str) -> None:
+        if note not in self.notes:
+            self.notes.append(note)
 
     def _new_model(self, record: Artifact, digest: str, each: Mapping[str, str], version: int) -> LoggedModel:
         metadata = {"step": record.step, "epoch": record.epoch, **record.metadata}
@@ -194,6 +245,7 @@ class MlflowArtifacts:
                 self.notes.append(
                     "the MLflow server is older than 3.0 and has no models: checkpoints are stored as files of the "
                     f"run, in {name}/v<number>, listed in {name}/versions.json"
+                    + ("; registered_model_name has no effect" if self._registry is not None else "")
                 )
                 return None
             models += [model for model in page if model.source_run_id == self._run_id]

@@ -19,6 +19,7 @@ from unified_tracker._tracker import Address, RunInfo
 from unified_tracker._values import flatten
 from unified_tracker.backends._mlflow_artifacts import MlflowArtifacts
 from unified_tracker.backends._mlflow_errors import sorted_errors
+from unified_tracker.backends._mlflow_registry import ModelRegistry
 from unified_tracker.records import Artifact, Entry, Input, Media, Metrics, Params, Status, Tags
 
 # MLflow repeats requests by itself for minutes, run creation included, which makes ghost runs: the lane repeats.
@@ -87,7 +88,9 @@ class MlflowTracker:
         self._appends = whole.partition(":")[0] in {"file", whole}  # a folder: what is sent twice stands there twice
         self._repeating = {"finite", "rest"}
         self._held = 0
-        self._artifacts = MlflowArtifacts(self._client, run_dir, appends=self._appends)
+        name = options.get("registered_model_name")
+        registry = ModelRegistry(self._client, name) if name else None
+        self._artifacts = MlflowArtifacts(self._client, run_dir, appends=self._appends, registry=registry)
         self._predictions = MlflowPredictions(self._client, self._artifacts)
         self._inputs = MlflowInputs(self._client)
         self._own_id = self._run_id = self._experiment_id = ""
@@ -269,6 +272,7 @@ class MlflowTracker:
         if not self._options.get("run_id"):
             experiment = self._client.get_run(self._run_id).info.experiment_id
             self._end_strays(self._runs_of(experiment, self._own_id))
+        self._artifacts.register_last(f"run-{self._own_id}-model")
         if self._options.get("owned", True):
             self._client.set_terminated(self._run_id, status=status, end_time=ended_ms)
 

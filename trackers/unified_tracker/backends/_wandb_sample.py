@@ -98,7 +98,7 @@ def draft_sample(report: PredictionReport, store: Store) -> Draft:
         table.add(
             {
                 "image_name": image.name,
-                COLUMN: image_cell(picture, layers, image.width, image.height, _entry(classes_path, classes.file)),
+                COLUMN: image_cell(picture, layers, image.width, image.height, image_entry(classes_path, classes.file)),
                 "image_id": image_id,
                 "width": image.width,
                 "height": image.height,
@@ -150,6 +150,7 @@ def note(why: str, left_out: int) -> str | None:
     return "; ".join(said) or None
 
 
-def _entry(path: str, file: Path) -> dict[str, str]:
+def image_entry(path: str, file: Path) -> dict[str, str]:
+    """How an image in a table names the file with its classes."""
     md5 = hashlib.md5(file.read_bytes(), usedforsecurity=False).digest()  # as artifacts name their files
     return {"type": "classes-file", "path": path, "digest": base64.b64encode(md5).decode()}

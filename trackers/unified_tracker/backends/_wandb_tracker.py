@@ -27,6 +27,7 @@ from unified_tracker.backends._wandb_files import RunFiles
 from unified_tracker.backends._wandb_media import media
 from unified_tracker.backends._wandb_memory import Memory
 from unified_tracker.backends._wandb_receipts import ENDED, ReadBack, Receipts, Report
+from unified_tracker.backends._wandb_store import Store
 from unified_tracker.backends._wandb_versions import Draft, Versions
 from unified_tracker.records import Artifact, Entry, Media, Metrics, Params, Predictions, Status, Tags
 
@@ -64,7 +65,7 @@ class WandbTracker:
         self._options, self._clock = options, clock
         self._offline = options.get("mode") == "offline"
         self._own, self._id = run_dir / FOLDER, run.id
-        self._memory = Memory.read(self._own)
+        self._store, self._memory = Store(self._own), Memory.read(self._own)
         self.rebuilds: bool = self._offline and self._memory.rebuilds
         self.broken: str | None = None
         self._run: Any = None
@@ -81,6 +82,7 @@ class WandbTracker:
         self._versions: Versions
         self._files: RunFiles
         self._predictions: PredictionLog | None = None
+        self._dataset: tuple[int, Draft] | None = None
         self._server: ReadBack | None = None
         self._receipts = Receipts(0)
         self._ask_at = self._stalls_at = 0.0
@@ -263,12 +265,25 @@ class WandbTracker:
         if record.name is None:
             self._files.save(entry.sequence, files)
         else:
-            deadline, draft = self._versions.deadline(), Draft.of(record, record.name, files)
+            deadline, draft = self._versions.deadline(), self._draft(entry.sequence, record, record.name, files)
             version = self._versions.log(entry.sequence, draft, deadline)
             if not self._offline and self._options.get("names") == OLD_NAMES and record.name == f"run-{self._id}-model":
                 old = draft.as_references(f"run_{self._run.id}_model", version)
                 self._versions.log(entry.sequence, old, deadline)
+            if not self._offline:
+                self._store.release(draft.files.values())
+                self._dataset = None
         self._sent(entry.sequence)
+
+    def _draft(self, sequence: int, record: Artifact, name: str, files: Mapping[str, Path]) -> Draft:
+        """What is to be logged. Of a data set with its table, which takes long: it is made once a record."""
+        if record.type != "dataset" or "annotations.json" not in files:
+            return Draft.of(record, name, files)
+        if self._dataset is None or self._dataset[0] != sequence:
+            from unified_tracker.backends._wandb_dataset import draft_dataset  # for runs that have data sets
+
+            self._dataset = sequence, draft_dataset(record, name, files, self._store)
+        return self._dataset[1]
 
     def held(self) -> int:
         """As the server last said; it is asked at most every `ASK_S`. Offline: 0 until the run is closed."""

@@ -127,6 +127,19 @@ class ShownEvaluation(msgspec.Struct, omit_defaults=True):
     confusion: dict[Task, list[list[int]]] = {}
 
 
+class ShownTable(msgspec.Struct, omit_defaults=True):
+    """A table of numbers as it is to be shown.
+
+    Attributes:
+        columns: The first one names the rows.
+        rows: As many values each.
+    """
+
+    title: str
+    columns: list[str]
+    rows: list[list[str | int | float | None]]
+
+
 class Document(msgspec.Struct, omit_defaults=True):
     """Everything that one page shows.
 
@@ -135,10 +148,12 @@ class Document(msgspec.Struct, omit_defaults=True):
         classes: Class names by label; may contain anything.
         category_ids: The data set's own ids of the classes.
         keypoint_names, skeleton: As in `ValidationSample`.
-        evaluations: At least one, oldest first. With several, what got fixed and what broke between two is shown.
+        evaluations: Oldest first. With several, what got fixed and what broke between two is shown. Without any, the
+            page is that of a data set: what is true, and no word of scores and errors.
         notes: Sentences for the user, such as why older evaluations are left out.
         comparing: The page opens with the last evaluation compared with the one before it.
         sample: Digest of the sample: with the same one, images and pictures are the same.
+        tables: Statistics of a data set.
     """
 
     title: str
@@ -152,4 +167,5 @@ class Document(msgspec.Struct, omit_defaults=True):
     notes: list[str] = []
     comparing: bool = False
     sample: str = ""
+    tables: list[ShownTable] = []
     version: int = VERSION

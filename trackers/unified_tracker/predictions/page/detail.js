@@ -35,7 +35,7 @@ class Detail {
         "header",
         {},
         element("div", { className: "naming" }, this.title, this.where),
-        element("div", { className: "tools" }, this.score, this.modes, this.toggles),
+        element("div", { className: "tools" }, page.shown.truthOnly ? null : this.score, this.modes, this.toggles),
         element(
           "div",
           { className: "steps" },
@@ -99,7 +99,7 @@ class Detail {
     this.where.textContent = `${this.position + 1} of ${page.order.length} · ${picture.width} × ${picture.height} · id ${picture.id}`;
     this.score.setValue(page.settings.threshold);
     this.modes.setValue(page.settings.panes);
-    this.modes.hidden = !page.shown.images[this.index].truth && !page.before;
+    this.modes.hidden = page.shown.truthOnly || (!page.shown.images[this.index].truth && !page.before);
     this.toggles.replaceChildren(...page.displayToggles());
     this.load(picture);
     this.showPanes();
@@ -128,7 +128,8 @@ class Detail {
     const { settings, before, now, shown } = this.page;
     const judged = shown.images[this.index].truth !== null;
     const wanted = [];
-    if (settings.panes === "beside") {
+    if (shown.truthOnly) wanted.push({ name: "ground truth", truth: true, predictions: false });
+    else if (settings.panes === "beside") {
       if (judged) wanted.push({ name: "ground truth", truth: true, predictions: false });
       wanted.push({ name: `prediction · ${now.label}`, truth: false, predictions: true });
     } else
@@ -374,7 +375,11 @@ class Detail {
   }
 
   showCounts() {
-    const { counts, change, settings } = this.page;
+    const { counts, change, settings, shown } = this.page;
+    if (shown.truthOnly) {
+      this.counts.textContent = plural(counts.truths[this.index], "object");
+      return;
+    }
     const of = (letter) => counts.kinds[this.index * KINDS.length + KIND.get(letter).index];
     const wrong = counts.errors[this.index] - of("m");
     if (!counts.there[this.index]) this.counts.textContent = "This evaluation did not see this image.";
@@ -397,20 +402,26 @@ class Detail {
   }
 
   showObjects() {
+    const { shown } = this.page;
     const missed = this.things.truths.filter((each) => !each.found);
     const predictions = [...this.things.predictions].reverse();
-    const things = [...missed, ...predictions].sort((a, b) => KIND.get(a.letter).index - KIND.get(b.letter).index);
-    let letter = "";
+    // A data set is read class by class, errors kind by kind.
+    const group = (each) => (shown.truthOnly ? each.label : KIND.get(each.letter).index);
+    const things = [...missed, ...predictions].sort((a, b) => group(a) - group(b));
+    let last = -1;
     const rows = things.flatMap((each) => {
       const row = this.objectRow(each);
-      if (each.letter === letter) return [row];
-      letter = each.letter;
-      const count = things.filter((other) => other.letter === letter).length;
-      const unknown = letter === "u" && !each.predicted ? "ground truth" : KIND.get(letter).name;
-      return [element("h3", {}, swatch(letter), element("span", {}, unknown), element("b", {}, String(count))), row];
+      if (group(each) === last) return [row];
+      last = group(each);
+      const count = things.filter((other) => group(other) === last).length;
+      const unknown = each.letter === "u" && !each.predicted ? "ground truth" : KIND.get(each.letter).name;
+      const name = shown.truthOnly ? className(shown, each.label) : unknown;
+      const colour = shown.truthOnly && this.page.settings.byClass ? classColour(each.label) : "";
+      const head = [swatch(each.letter, colour), element("span", {}, name), element("b", {}, String(count))];
+      return [element("h3", {}, head), row];
     });
     this.objects.replaceChildren(
-      ...(rows.length ? rows : [element("p", { className: "quiet" }, "Nothing at this threshold.")]),
+      ...(rows.length ? rows : [element("p", { className: "quiet" }, shown.truthOnly ? "No objects." : "Nothing at this threshold.")]),
     );
   }
 
@@ -427,6 +438,10 @@ class Detail {
         : each.change;
     if (change) notes.push(change === "found" ? "newly found" : change);
     if (each.crowd && !each.predicted) notes.push("crowd region");
+    if (shown.truthOnly && each.box) {
+      const [width, height] = [each.box[2] - each.box[0], each.box[3] - each.box[1]];
+      notes.push(`${Math.round(width)} × ${Math.round(height)}`);
+    }
     const row = element(
       "button",
       {

@@ -28,7 +28,7 @@ class Grid {
     this.nothing.hidden = order.length > 0;
     this.nothing.textContent = shown.images.length
       ? "No image fits these filters."
-      : "There are no images in this sample.";
+      : `There are no images in this ${shown.truthOnly ? "data set" : "sample"}.`;
     this.renderNow();
   }
 
@@ -163,7 +163,9 @@ class Grid {
     const of = (letter) => counts.kinds[start + KIND.get(letter).index];
     const parts = [];
     let said = "";
-    if (!counts.there[index]) parts.push(element("span", { className: "quiet" }, (said = "not evaluated")));
+    if (this.page.shown.truthOnly)
+      parts.push(element("span", { className: "quiet" }, (said = plural(counts.truths[index], "object"))));
+    else if (!counts.there[index]) parts.push(element("span", { className: "quiet" }, (said = "not evaluated")));
     else if (!counts.judged[index])
       parts.push(element("span", { className: "quiet" }, (said = `${plural(of("u"), "prediction")}, no ground truth`)));
     else {

@@ -10,7 +10,8 @@
  *   threshold: number, ious: number[], metrics: Object<string, number>, images: (Object<string, Objects>|null)[],
  *   classes: Object<string, Array[]>, confusion: Object<string, number[][]>}} Evaluation
  * @typedef {{title: string, dataset: string, classes: string[], images: Picture[], evaluations: Evaluation[],
- *   keypoint_names: string[], skeleton: number[][], notes: string[], version: number}} Shown
+ *   keypoint_names: string[], skeleton: number[][], notes: string[], version: number, truthOnly: boolean,
+ *   tables: {title: string, columns: string[], rows: (string|number|null)[][]}[]}} Shown
  */
 
 // Kinds in the order in which they matter to somebody who looks for errors; letters as in the document, and two more.
@@ -51,7 +52,9 @@ async function readDocument() {
     Object.assign(each, { metrics: {}, classes: {}, confusion: {}, ...each });
     each.images = shown.images.map((_, index) => filled(each.images?.[index]));
   }
-  if (!shown.evaluations.length)
+  // A data set: what is true, and nobody has predicted anything.
+  const truthOnly = !shown.evaluations.length;
+  if (truthOnly)
     shown.evaluations.push({
       id: "",
       label: "no evaluation",
@@ -63,7 +66,7 @@ async function readDocument() {
       classes: {},
       images: shown.images.map(() => null),
     });
-  return { keypoint_names: [], skeleton: [], notes: [], ...shown };
+  return { keypoint_names: [], skeleton: [], notes: [], tables: [], truthOnly, ...shown };
 }
 
 const PICTURE = /^data:image\/(webp|png|jpeg);base64,[A-Za-z0-9+/]+={0,2}$/;
@@ -112,10 +115,10 @@ function fillFound(truth, predicted, iou, threshold, found) {
 /**
  * Counts of every image of one evaluation.
  * @typedef {{kinds: Int32Array, truths: Int32Array, judged: Uint8Array, f1: Float64Array, errors: Int32Array,
- *   worst: Float64Array, classes: Int32Array, total: Int32Array, there: Uint8Array}} Counts
+ *   worst: Float64Array, classes: Int32Array, total: Int32Array, there: Uint8Array, true: Int32Array}} Counts
  *   `kinds`: KINDS.length an image. `judged`: truth and predictions are known. `there`: it was evaluated.
  *   `worst`: highest score of a false positive. `classes`: true positives, false positives, missed, and all predictions
- *   of each class.
+ *   of each class. `true`: true objects of each class, whichever classes are chosen.
  */
 
 const PER_CLASS = 4;
@@ -133,6 +136,7 @@ function countAll(shown, evaluation, settings) {
     worst: new Float64Array(images).fill(-1),
     classes: new Int32Array(shown.classes.length * PER_CLASS),
     total: new Int32Array(KINDS.length),
+    true: new Int32Array(shown.classes.length),
   };
   const found = [];
   for (let index = 0; index < images; index++) countImage(shown, evaluation, settings, index, counts, found);
@@ -146,7 +150,10 @@ function countImage(shown, evaluation, settings, index, counts, found) {
   const chosen = settings.classes.size ? settings.classes : null;
   counts.there[index] = predicted ? 1 : 0;
   counts.judged[index] = predicted && truth ? 1 : 0;
-  if (truth) for (const label of truth.l) if (!chosen || chosen.has(label)) counts.truths[index]++;
+  for (const label of truth?.l ?? []) {
+    counts.true[label]++;
+    if (!chosen || chosen.has(label)) counts.truths[index]++;
+  }
   if (!predicted) return;
   for (let i = 0; i < predicted.l.length; i++) {
     const label = predicted.l[i];

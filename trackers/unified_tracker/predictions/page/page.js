@@ -22,6 +22,14 @@ const HELP = [
   ["?", "this help"],
 ];
 
+// What is another key, or none, where there are no predictions.
+const TRUTH_HELP = {
+  "t p m l": ["t m l", "truth, masks, labels on and off"],
+  c: ["c", "a colour for each class, or one for all"],
+  s: null,
+  "+ −": null,
+};
+
 class Page {
   constructor(shown) {
     this.shown = shown;
@@ -39,10 +47,10 @@ class Page {
       kinds: new Set(),
       cell: null,
       text: "",
-      sort: "f1",
+      sort: shown.truthOnly ? "order" : "f1",
       change: "",
       ...{ truth: true, predictions: true, masks: true, keypoints: true, labels: true },
-      byClass: this.tasks[0] !== "instances",
+      byClass: shown.truthOnly || this.tasks[0] !== "instances",
       size: "medium",
       view: "images",
       panes: "beside",
@@ -81,7 +89,7 @@ class Page {
     }
     if (settings.before < 0) settings.change = "";
     // Regions are told apart by their class first.
-    if (changes.task) settings.byClass = changes.task !== "instances";
+    if (changes.task) settings.byClass = this.shown.truthOnly || changes.task !== "instances";
     const fresh = ["text", "sort", "change", "cell", "classes", "kinds", "task"].some((name) => name in changes);
     this.compute(fresh);
   }
@@ -108,7 +116,7 @@ class Page {
     const { shown, settings } = this;
     this.version++;
     this.counts = countAll(shown, this.now, settings);
-    this.judged = this.counts.judged.some(Boolean) || !this.counts.there.some(Boolean);
+    this.judged = !shown.truthOnly && (this.counts.judged.some(Boolean) || !this.counts.there.some(Boolean));
     this.countsBefore = null;
     this.change = null;
     if (this.before) {
@@ -117,14 +125,14 @@ class Page {
       this.change = compareAll(shown, this.now, this.before, settings, this.counts, this.countsBefore);
     }
     if (!this.sorts().includes(settings.sort)) settings.sort = this.sorts()[0];
-    if (!this.judged && ["classes", "confusion"].includes(settings.view)) settings.view = "images";
+    if (!this.offers(settings.view)) settings.view = "images";
     const open = this.detail.open ? this.detail.index : -1;
     this.order = arrange(shown, this.now, settings, this.counts, this.change);
     this.showSummary();
     this.panel.update();
     this.showToolbar();
     for (const [name, tab] of this.tabs) {
-      tab.hidden = !this.judged && ["classes", "confusion"].includes(name);
+      tab.hidden = !this.offers(name);
       tab.setAttribute("aria-selected", String(name === settings.view));
       tab.tabIndex = name === settings.view ? 0 : -1;
     }
@@ -139,6 +147,12 @@ class Page {
     }
     this.remember();
     performance.measure("change", "change");
+  }
+
+  /** Whether a view has something to show. */
+  offers(view) {
+    if (this.shown.truthOnly) return view === "images" || (view === "metrics" && this.shown.tables.length > 0);
+    return this.judged || !["classes", "confusion"].includes(view);
   }
 
   /** How objects are drawn. */
@@ -166,7 +180,7 @@ class Page {
         element(
           "button",
           { type: "button", role: "tab", data: { view: name }, on: { click: () => this.set({ view: name }) } },
-          text,
+          shown.truthOnly && name === "metrics" ? "Statistics" : text,
         ),
       ]),
     );
@@ -194,7 +208,7 @@ class Page {
       { type: "button", title: "help (?)", "aria-label": "help", on: { click: () => this.help.showModal() } },
       "?",
     );
-    const notes = shown.notes.length
+    const notes = shown.notes.length && !shown.truthOnly
       ? element(
           "details",
           { className: "notes" },
@@ -219,7 +233,7 @@ class Page {
       "main",
       {},
       this.summary,
-      element("div", { className: "views" }, tablist, this.score, this.toolbar),
+      element("div", { className: "views" }, tablist, shown.truthOnly ? null : this.score, this.toolbar),
       this.filters,
       ...this.views.values(),
     );
@@ -248,18 +262,20 @@ class Page {
 
   displayToggles() {
     const { shown, settings } = this;
-    const masks = (this.hasMasks ??= shown.evaluations.some((each) =>
-      each.images.some((image) => image && Object.values(image).some((objects) => objects.m.length)),
-    ));
+    const masked = (tasks) => Object.values(tasks ?? {}).some((objects) => objects.m.length);
+    const masks = (this.hasMasks ??= shown.truthOnly
+      ? shown.images.some((image) => masked(image.truth))
+      : shown.evaluations.some((each) => each.images.some(masked)));
     const truth = (this.hasTruth ??= shown.images.some((image) => image.truth));
-    const there = { truth, masks, keypoints: shown.keypoint_names.length > 0 || shown.skeleton.length > 0 };
+    const predictions = !shown.truthOnly;
+    const there = { truth, predictions, masks, keypoints: shown.keypoint_names.length > 0 || shown.skeleton.length > 0 };
     const made = DISPLAY.filter(({ name }) => there[name] ?? true).map(({ name, text, key }) =>
       toggle(text, key ? `${text} (${key})` : text, settings[name], (on) => this.set({ [name]: on }), name),
     );
     made.push(
       toggle(
         "class colours",
-        "colours by class instead of by kind (c)",
+        shown.truthOnly ? "a colour for each class (c)" : "colours by class instead of by kind (c)",
         settings.byClass,
         (byClass) => this.set({ byClass }),
         "byClass",
@@ -329,17 +345,14 @@ class Page {
   }
 
   showSummary() {
+    if (this.shown.truthOnly) {
+      const notes = this.shown.notes.map((note) => element("span", { className: "quiet" }, note));
+      this.summary.replaceChildren(this.seen(), this.trueObjects(), ...notes);
+      return;
+    }
     const { counts, settings, now } = this;
     const total = summed(counts);
-    const parts = [
-      element(
-        "b",
-        { className: "seen" },
-        this.order.length === this.shown.images.length
-          ? plural(this.order.length, "image")
-          : `${this.order.length.toLocaleString("en")} of ${plural(this.shown.images.length, "image")}`,
-      ),
-    ];
+    const parts = [this.seen()];
     const fact = (name, value, earlier) => {
       const by = value - earlier;
       const moved =
@@ -388,8 +401,29 @@ class Page {
     this.summary.replaceChildren(...parts);
   }
 
+  /** How many images are to be seen. */
+  seen() {
+    const { order, shown } = this;
+    const all = plural(shown.images.length, "image");
+    const text = order.length === shown.images.length ? all : `${order.length.toLocaleString("en")} of ${all}`;
+    return element("b", { className: "seen" }, text);
+  }
+
+  /** How many objects they have, of the classes that are chosen. */
+  trueObjects() {
+    let [objects, empty] = [0, 0];
+    for (const index of this.order) {
+      objects += this.counts.truths[index];
+      if (!this.counts.truths[index]) empty++;
+    }
+    const without = empty ? `; ${plural(empty, "image")} without` : "";
+    return element("span", { className: "quiet tally" }, `${plural(objects, "object")}${without}`);
+  }
+
   helpDialog() {
-    const rows = HELP.map(([keys, what]) =>
+    const { truthOnly } = this.shown;
+    const help = truthOnly ? HELP.map((row) => (row[0] in TRUTH_HELP ? TRUTH_HELP[row[0]] : row)).filter(Boolean) : HELP;
+    const rows = help.map(([keys, what]) =>
       element(
         "tr",
         {},
@@ -406,8 +440,7 @@ class Page {
       { className: "help", "aria-label": "help" },
       element("h2", {}, "Keys"),
       element("table", {}, rows),
-      element("h2", {}, "Kinds"),
-      element("table", {}, kinds),
+      ...(truthOnly ? [] : [element("h2", {}, "Kinds"), element("table", {}, kinds)]),
       close,
     );
   }

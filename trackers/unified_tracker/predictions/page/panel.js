@@ -38,15 +38,21 @@ class Panel {
     this.node = element(
       "aside",
       { className: "panel", id: "panel", "aria-label": "what is shown" },
-      this.section("Evaluation", this.evaluation),
-      this.compareSection(),
+      ...(shown.truthOnly ? [] : [this.section("Evaluation", this.evaluation), this.compareSection()]),
       page.tasks.length > 1 ? this.section("Task", this.tasks) : null,
-      this.section("Score threshold", this.threshold),
-      (this.iouSection = this.section("IoU threshold", this.ious)),
-      this.section("Kinds", this.kinds),
+      ...(shown.truthOnly ? [] : this.judging()),
       this.section(["Classes", this.clear], shown.classes.length > 8 ? this.search : null, this.classes),
       this.section("Image", this.text),
     );
+  }
+
+  /** What only matters where something was predicted. */
+  judging() {
+    return [
+      this.section("Score threshold", this.threshold),
+      (this.iouSection = this.section("IoU threshold", this.ious)),
+      this.section("Kinds", this.kinds),
+    ];
   }
 
   section(title, ...content) {
@@ -90,9 +96,18 @@ class Panel {
 
   update() {
     const { settings, page = this.page } = this.page;
+    this.tasks.setValue(settings.task);
+    if (!page.shown.truthOnly) this.updateJudging();
+    this.clear.hidden = !settings.classes.size;
+    this.showClasses();
+    if (document.activeElement !== this.text) this.text.value = settings.text;
+    this.node.classList.toggle("unjudged", !page.judged);
+  }
+
+  updateJudging() {
+    const { settings, page = this.page } = this.page;
     fillChoice(this.evaluation, this.evaluationOptions(), String(settings.evaluation));
     this.showComparison();
-    this.tasks.setValue(settings.task);
     this.iouSection.hidden = page.now.ious.length < 2 || !page.judged;
     const ious = page.now.ious.map((iou, index) => ({ value: index, text: String(iou) }));
     this.ious.replaceChildren(segments("IoU threshold", ious, settings.iou, (iou) => page.set({ iou: Number(iou) })));
@@ -101,10 +116,6 @@ class Panel {
     this.start.textContent = `start: ${page.now.threshold.toFixed(2)}`;
     this.showHistogram();
     this.showKinds();
-    this.clear.hidden = !settings.classes.size;
-    this.showClasses();
-    if (document.activeElement !== this.text) this.text.value = settings.text;
-    this.node.classList.toggle("unjudged", !page.judged);
   }
 
   evaluationOptions(skip = -1) {
@@ -223,7 +234,8 @@ class Panel {
   showClasses() {
     const { shown, counts, settings } = this.page;
     const text = this.search.value.trim().toLowerCase();
-    const errors = (label) => counts.classes[label * PER_CLASS + 1] + counts.classes[label * PER_CLASS + 2];
+    const errors = (label) =>
+      shown.truthOnly ? counts.true[label] : counts.classes[label * PER_CLASS + 1] + counts.classes[label * PER_CLASS + 2];
     let labels = shown.classes
       .map((_, label) => label)
       .filter((label) => !text || shown.classes[label].toLowerCase().includes(text));
@@ -238,8 +250,10 @@ class Panel {
         on: { change: () => this.page.flip("classes", label) },
       });
       const [right, wrong, missed, all] = counts.classes.subarray(label * PER_CLASS, (label + 1) * PER_CLASS);
-      const value = !this.page.judged
-        ? String(all)
+      const value = shown.truthOnly
+        ? counts.true[label].toLocaleString("en")
+        : !this.page.judged
+          ? String(all)
         : right + wrong + missed
           ? number(rates(right, wrong, missed).f1)
           : "–";
@@ -248,7 +262,9 @@ class Panel {
         "label",
         {
           className: "class",
-          title: `${name}: ${right} true positive, ${wrong} false positive, ${missed} missed`,
+          title: shown.truthOnly
+            ? `${name}: ${plural(counts.true[label], "object")}`
+            : `${name}: ${right} true positive, ${wrong} false positive, ${missed} missed`,
           data: { label },
         },
         box,

@@ -238,7 +238,50 @@ class Tables {
     return made;
   }
 
+  /** What a data set says about itself. */
+  showStatistics() {
+    const made = this.page.shown.tables.map(({ title, columns, rows }) => {
+      const most = columns.map((_, place) => Math.max(0, ...rows.map((row) => Number(row[place]) || 0)));
+      const cell = (value, place) => {
+        const text = typeof value === "number" ? value.toLocaleString("en") : String(value ?? "–");
+        const td = element("td", {}, text);
+        if (typeof value === "number" && most[place]) {
+          td.classList.add("bar");
+          td.style.setProperty("--share", `${(100 * value) / most[place]}%`);
+        }
+        return td;
+      };
+      const body = rows
+        .slice(0, MOST_ROWS)
+        .map(([name, ...values]) =>
+          element(
+            "tr",
+            {},
+            element("th", { scope: "row" }, String(name ?? "")),
+            values.map((value, place) => cell(value, place + 1)),
+          ),
+        );
+      const heads = columns.map((name) => element("th", { scope: "col" }, name));
+      const rest = rows.length - MOST_ROWS;
+      return [
+        element("h2", {}, title),
+        element(
+          "table",
+          { className: "numbers" },
+          element("thead", {}, element("tr", {}, heads)),
+          element("tbody", {}, body),
+        ),
+        rest > 0 ? element("p", { className: "quiet" }, `${rest.toLocaleString("en")} more rows.`) : null,
+      ];
+    });
+    this.metrics.replaceChildren(...made.flat().filter(Boolean));
+  }
+
   showMetrics() {
+    if (this.page.shown.truthOnly) {
+      this.showStatistics();
+      return;
+    }
     const { shown, now } = this.page;
     const names = [...new Set(shown.evaluations.flatMap((each) => Object.keys(each.metrics)))];
     const columns = [...shown.evaluations].reverse();

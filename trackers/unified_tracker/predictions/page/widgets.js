@@ -17,15 +17,15 @@ function element(tag, properties = {}, ...children) {
   return made;
 }
 
-/** A sample of the line in which a kind is drawn. */
-function swatch(letter) {
+/** A sample of the line in which a kind is drawn, in another colour if one is given. */
+function swatch(letter, colour = "") {
   const made = element("canvas", { className: "swatch", width: 64, height: 32, "aria-hidden": "true" });
   const context = made.getContext("2d");
   const path = new Path2D();
   path.rect(7, 7, 50, 18);
   context.fillStyle = "#4a4f57";
   context.fillRect(0, 0, 64, 32);
-  stroke(context, path, STYLES[letter].colour, STYLES[letter], 2);
+  stroke(context, path, colour || STYLES[letter].colour, STYLES[letter], 2);
   return made;
 }
 
