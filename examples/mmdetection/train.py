@@ -3,6 +3,8 @@
     python examples/mmdetection/train.py                                   # generated shapes, MLflow on SQLite
     python examples/mmdetection/train.py --tracker mlflow,wandb --epochs 12
     python examples/mmdetection/train.py --train train.json images --val val.json images --boxes-only
+    python examples/mmdetection/train.py --train mlflow-artifact://shapes-train:v0 --val mlflow-artifact://shapes-val:v0
+    python examples/mmdetection/train.py --val ... --eval-only --load-from mlflow-artifact://run-1a2b-model:best
 
 `--cfg-options` overrides the configuration: --cfg-options optim_wrapper.optimizer.lr=0.01 custom_hooks.0.interval=5
 """
@@ -15,9 +17,11 @@ from pathlib import Path
 from typing import Any
 
 from mmengine.config import Config, ConfigDict, DictAction
+from mmengine.fileio import get_text
 from mmengine.hub import get_config
 from mmengine.runner import Runner
 
+import unified_tracker_mmdet  # noqa: F401 -- references may stand where MMEngine expects paths
 from unified_tracker.demo.shapes import make_shapes
 
 STOCK = {
@@ -41,7 +45,7 @@ def configuration(arguments: argparse.Namespace, classes: tuple[str, ...]) -> Co
     cfg.work_dir = str(arguments.output)
     cfg.train_dataloader = loader(arguments, "train", classes)
     cfg.val_dataloader = cfg.test_dataloader = loader(arguments, "val", classes)
-    cfg.val_evaluator.update(ann_file=str(arguments.val[0]), classwise=True)
+    cfg.val_evaluator.update(ann_file=annotation_file(arguments, "val"), classwise=True)
     cfg.test_evaluator = cfg.val_evaluator
     cfg.train_cfg = {"type": "EpochBasedTrainLoop", "max_epochs": arguments.epochs, "val_interval": 1}
     cfg.param_scheduler = [{"type": "LinearLR", "start_factor": 0.1, "by_epoch": False, "begin": 0, "end": 10}]
@@ -50,7 +54,7 @@ def configuration(arguments: argparse.Namespace, classes: tuple[str, ...]) -> Co
     cfg.default_hooks.checkpoint.update(interval=1, max_keep_ckpts=2, save_best="coco/bbox_mAP")
     cut(cfg.model, len(classes))
     cfg.randomness = {"seed": 0}
-    cfg.resume = arguments.resume
+    cfg.resume, cfg.load_from = arguments.resume, arguments.load_from
     cfg.merge_from_dict(arguments.cfg_options)
     return cfg
 
@@ -74,8 +78,17 @@ def cut(model: ConfigDict, classes: int) -> None:
     model.test_cfg.rcnn.max_per_img = 30
 
 
+def annotation_file(arguments: argparse.Namespace, split: str) -> str:
+    given = vars(arguments)[split]
+    return str(given[0]) if len(given) == 2 else f"{given[0]}/annotations.json"
+
+
 def loader(arguments: argparse.Namespace, split: str, classes: tuple[str, ...]) -> dict[str, Any]:
-    annotations, images = vars(arguments)[split]
+    given = vars(arguments)[split]
+    if len(given) == 2:
+        place = {"ann_file": str(given[0]), "data_prefix": {"img": f"{given[1]}/"}}
+    else:  # a reference stands where the folder of a data set does
+        place = {"data_root": given[0], "ann_file": "annotations.json", "data_prefix": {"img": "images/"}}
     training = split == "train"
     keys = ("img_id", "img_path", "ori_shape", "img_shape", "scale_factor")
     return {
@@ -84,8 +97,7 @@ def loader(arguments: argparse.Namespace, split: str, classes: tuple[str, ...]) 
         "sampler": {"type": "DefaultSampler", "shuffle": training},
         "dataset": {
             "type": "CocoDataset",
-            "ann_file": str(annotations),
-            "data_prefix": {"img": f"{images}/"},
+            **place,
             "metainfo": {"classes": classes},
             "filter_cfg": {"filter_empty_gt": training},
             "test_mode": not training,
@@ -105,17 +117,24 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=Path("output"))
     parser.add_argument("--epochs", type=int, default=2)
     parser.add_argument("--size", type=int, default=128, help="longer side of the images, pixels")
-    parser.add_argument("--train", nargs=2, metavar=("JSON", "IMAGES"), help="COCO data; default: generated shapes")
-    parser.add_argument("--val", nargs=2, metavar=("JSON", "IMAGES"))
+    parser.add_argument("--train", nargs="+", metavar="DATA", help="COCO json and images, or a reference")
+    parser.add_argument("--val", nargs="+", metavar="DATA")
+    parser.add_argument("--load-from", help="weights: a file, a URL or a reference")
+    parser.add_argument("--eval-only", action="store_true")
     parser.add_argument("--boxes-only", action="store_true")
     parser.add_argument("--resume", action="store_true")
     parser.add_argument("--cfg-options", nargs="+", action=DictAction, default={}, metavar="KEY=VALUE")
     arguments = parser.parse_args()
-    if not arguments.train:
+    if not arguments.val:
         arguments.train = make_shapes(arguments.output / "shapes", split="train", images=60)
         arguments.val = make_shapes(arguments.output / "shapes", split="val", images=12)
-    categories = json.loads(Path(arguments.train[0]).read_text(encoding="utf-8"))["categories"]
-    Runner.from_cfg(configuration(arguments, tuple(category["name"] for category in categories))).train()
+    arguments.train = arguments.train or arguments.val
+    categories = json.loads(get_text(annotation_file(arguments, "val")))["categories"]
+    runner = Runner.from_cfg(configuration(arguments, tuple(category["name"] for category in categories)))
+    if arguments.eval_only:
+        runner.test()
+    else:
+        runner.train()
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ from unified_tracker._detector import modules_beyond
 from unified_tracker._mask import mask, mask_source, unsalted
 from unified_tracker.training import Detector
 from unified_tracker_mmdet import _facts
-from unified_tracker_mmdet._dataset import _leaf
+from unified_tracker_mmdet._dataset import leaves
 
 CONFIG_FILE: Final = "config.py"
 KNOWN: Final = ("mmcv", "mmdet", "mmengine", "torch", "torchvision")
@@ -73,6 +73,6 @@ def _classes(dataset: Any) -> tuple[tuple[str, ...], tuple[int, ...] | None]:
     meta = meta[0] if isinstance(meta, list) else meta  # of data sets that were concatenated and differ
     given = meta.get("classes") or ()
     classes = (given,) if isinstance(given, str) else tuple(str(name) for name in given)
-    ids = getattr(_leaf(dataset), "cat_ids", None)
+    ids = getattr(next(leaves(dataset), dataset), "cat_ids", None)
     known = isinstance(ids, (list, tuple)) and len(ids) == len(classes)
     return classes, tuple(int(each) for each in ids) if known else None  # type: ignore[union-attr]  # a sequence

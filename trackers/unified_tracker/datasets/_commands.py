@@ -260,7 +260,7 @@ def _content(target: str) -> Content:
         return read_content(Path(target))
     from unified_tracker._fetching import fetch
 
-    return read_content(fetch(target).path)
+    return read_content(fetch(target).folder)
 
 
 def _as_data(made: Created) -> dict[str, Any]:
