@@ -16,6 +16,7 @@ from mmengine.runner import Runner
 
 from unified_tracker import ConfigurationError, Run
 from unified_tracker._access import Access
+from unified_tracker._origins import step_of
 from unified_tracker.training import CheckpointFile, Evaluation, RunSettings, TrainingSession, guarded
 from unified_tracker_mmdet import _facts, _inputs, _metrics, _portable, _references
 from unified_tracker_mmdet._arguments import read_init_kwargs
@@ -370,7 +371,7 @@ class UnifiedTrackerHook(Hook):
         if self._loaded is not None:
             return self._loaded
         if not self._last_step:  # weights without a training: asking for `runner.iter` would build the training loop
-            return 0, None
+            return step_of(self._weights) or 0, None
         return runner.iter, self._sizes.epoch(runner.iter)
 
     def _observe_checkpoints(self, runner: Runner) -> None:
