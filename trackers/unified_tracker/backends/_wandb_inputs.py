@@ -93,7 +93,7 @@ class RunInputs:
                 if record.digest in {"", artifact.digest}:
                     return artifact
         self._tell(
-            f"wandb: {record.reference} is no version that {self._run.entity}'s server has; "
+            f"{record.reference} is no version that {self._run.entity}'s server has; "
             "the run's configuration says that it was used, W&B's graph does not"
         )
         return None

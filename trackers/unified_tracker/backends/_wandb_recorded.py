@@ -73,7 +73,7 @@ class Recorded:
             how(Index())
             self._noted = True
         except (OSError, RuntimeError, KeyError) as error:
-            self._tell(f"wandb: {what} is recorded, but is not found by name on this machine: {error}")
+            self._tell(f"{what} is recorded, but is not found by name on this machine: {error}")
 
     def _tell(self, sentence: str) -> None:
         if not self.notes:  # one is enough: the others fail for the same reason
