@@ -17,6 +17,8 @@ def add_tracker_config(cfg: CfgNode) -> None:
     `BACKEND`: a name, a list of names or "off"; None leaves the choice to `$UNIFIED_TRACKER` and `tracker.yaml`.
     `INTERVAL`: iterations between two rows of training metrics; 20 is the period of Detectron2's own writers.
     `BEST_METRIC`: decides the alias "best", for example "bbox/AP"; None takes box AP where there are boxes.
+    `KEEP_LAST`: how many checkpoints the backend keeps beside those that something needs; 0 for all. `KEEP_EVERY`: also
+    those of every so many iterations.
     `KEEP_RUN_OPEN`: leave the run open after training, for a test-set evaluation by hand.
     """
     node = CfgNode()
@@ -29,6 +31,8 @@ def add_tracker_config(cfg: CfgNode) -> None:
     node.LOG_CHECKPOINT = True
     node.LOG_CHECKPOINT_METADATA = True
     node.BEST_METRIC = None
+    node.KEEP_LAST = 0
+    node.KEEP_EVERY = 0
     node.NUM_EVAL_IMAGES = 100
     node.SCORE_THRESH = 0.3
     node.KEEP_RUN_OPEN = False
@@ -60,6 +64,8 @@ def hook_arguments(cfg: CfgNode) -> dict[str, Any]:
             "log_checkpoint": node.LOG_CHECKPOINT,
             "log_checkpoint_metadata": node.LOG_CHECKPOINT_METADATA,
             "best_metric": node.BEST_METRIC,
+            "keep_last": node.KEEP_LAST,
+            "keep_every": node.KEEP_EVERY,
             "num_eval_images": node.NUM_EVAL_IMAGES,
             "score_thresh": node.SCORE_THRESH,
             "keep_run_open": node.KEEP_RUN_OPEN,

@@ -59,6 +59,8 @@ class UnifiedTrackerHook(HookBase):
         log_checkpoint: bool = True,
         log_checkpoint_metadata: bool = True,
         best_metric: str | None = None,
+        keep_last: int = 0,
+        keep_every: int = 0,
         num_eval_images: int = 100,
         score_thresh: float = 0.3,
         keep_run_open: bool = False,
@@ -75,6 +77,7 @@ class UnifiedTrackerHook(HookBase):
             output_dir: Where the run directory is made; default `cfg.OUTPUT_DIR`, else the checkpointer's folder.
             interval: Iterations between two rows of training metrics.
             log_checkpoint, log_checkpoint_metadata, best_metric, framework_names: As in `TrainingSession`.
+            keep_last, keep_every: What the backend keeps of the checkpoints, as in `Run.log_checkpoint`.
             num_eval_images: Images of each test data set of which every evaluation records predictions, always the same
                 ones; 0 for none, all if there are fewer.
             score_thresh: Where the score slider of their views starts. All predictions are recorded.
@@ -96,6 +99,8 @@ class UnifiedTrackerHook(HookBase):
             "log_checkpoint": log_checkpoint,
             "log_checkpoint_metadata": log_checkpoint_metadata,
             "best_metric": best_metric,
+            "keep_last": keep_last,
+            "keep_every": keep_every,
             "num_eval_images": num_eval_images,
             "score_thresh": score_thresh,
             "keep_run_open": keep_run_open,
@@ -121,6 +126,8 @@ class UnifiedTrackerHook(HookBase):
             "log_checkpoint_metadata": bool(given["log_checkpoint_metadata"]),
             "best_metric": given["best_metric"],
             "framework_names": framework_names,
+            "keep_last": int(given["keep_last"]),
+            "keep_every": int(given["keep_every"]),
         }
         self._num_eval_images = int(given["num_eval_images"])
         self._score_thresh = float(given["score_thresh"])

@@ -49,6 +49,8 @@ class UnifiedTrackerHook(Hook):
         *,
         options: Mapping[str, Mapping[str, Any]] | None = None,
         best_metric: str | None = None,
+        keep_last: int = 0,
+        keep_every: int = 0,
         framework_names: bool = True,
         keep_run_open: bool = False,
         on_error: str | None = None,
@@ -76,6 +78,7 @@ class UnifiedTrackerHook(Hook):
             bbox_score_thr: Where the score slider of their views starts. All predictions are recorded.
             best_metric: The metric that decides the alias "best", for example "coco/segm_mAP"; default: the first one
                 of `CheckpointHook.save_best`, else the first of an evaluation, boxes before masks.
+            keep_last, keep_every: What the backend keeps of the checkpoints, as in `Run.log_checkpoint`.
             framework_names: Record MMEngine's own names beside the canonical ones.
             keep_run_open: Leave `run` open after training; it is finished by `run.finish()` or at exit.
             by_epoch, ignore_last: Where rows stand, as for MMEngine's `LoggerHook`: `interval` is counted from the
@@ -102,6 +105,8 @@ class UnifiedTrackerHook(Hook):
         self._session_arguments = {
             "log_checkpoint_metadata": bool(log_checkpoint_metadata),
             "framework_names": bool(framework_names),
+            "keep_last": int(keep_last),
+            "keep_every": int(keep_every),
         }
         self._keep_run_open = bool(keep_run_open)
         suffixes = (out_suffix,) if isinstance(out_suffix, str) else out_suffix

@@ -1,4 +1,4 @@
-"""The commands `unified-tracker artifact list|get|lineage` and `dataset list|get`."""
+"""The commands `unified-tracker artifact list|get|lineage`, and what `dataset list|get` shares with them."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Final
+from typing import TYPE_CHECKING, Annotated, Any, Final, NoReturn
 
 import msgspec
 import typer
@@ -76,17 +76,7 @@ def list_artifacts(
 
     Exit status: 0; 1 if a backend could not be asked (what the others hold is listed); 4 if there is nothing.
     """
-    found, failed = _versions(tracker, kind=kind, project=project, name=name)
-    if sort:
-        found = _ranked(found, sort)
-    shown = found[:limit]
-    if as_json:
-        _write_json([_plain(each, sort) for each in shown])
-    elif shown:
-        _show_versions(Console(), shown, sort, rest=len(found) - len(shown))
-    else:
-        Console(stderr=True).print("no artifact" + (f" of type {kind}" if kind else ""))
-    raise typer.Exit(TROUBLE if failed else 0 if found else NOTHING)
+    list_and_show(tracker, kind=kind, sort=sort, name=name, project=project, limit=limit, as_json=as_json)
 
 
 @app.command()
@@ -120,6 +110,30 @@ def lineage(reference: Reference, as_json: AsJson = False) -> None:
         tree = Tree(_artifact_text(found))
         _grow(tree, found)
         console.print(tree)
+
+
+def list_and_show(
+    tracker: Sequence[str] | None,
+    *,
+    kind: str | None = None,
+    sort: str | None = None,
+    name: str | None = None,
+    project: str | None = None,
+    limit: int,
+    as_json: bool,
+) -> NoReturn:
+    """Show versions, and end the command with its exit status."""
+    found, failed = _versions(tracker, kind=kind, project=project, name=name)
+    if sort:
+        found = _ranked(found, sort)
+    shown = found[:limit]
+    if as_json:
+        _write_json([_plain(each, sort) for each in shown])
+    elif shown:
+        _show_versions(Console(), shown, sort, rest=len(found) - len(shown))
+    else:
+        Console(stderr=True).print("no artifact" + (f" of type {kind}" if kind else ""))
+    raise typer.Exit(TROUBLE if failed else 0 if found else NOTHING)
 
 
 def fetch_and_show(reference: str, output: Path | None, *, as_json: bool, kind: str | None = None) -> None:
@@ -286,7 +300,7 @@ def _troubles_told() -> Iterator[None]:
         _stop(str(error), TROUBLE)
 
 
-def _stop(why: str, code: int) -> None:
+def _stop(why: str, code: int) -> NoReturn:
     Console(stderr=True).print(Text(why, "red"), soft_wrap=True)
     raise typer.Exit(code)
 

@@ -1,4 +1,4 @@
-"""The commands `unified-tracker dataset create|diff`."""
+"""The commands `unified-tracker dataset create|list|get|diff`."""
 
 from __future__ import annotations
 
@@ -17,6 +17,15 @@ from rich.table import Table
 from rich.text import Text
 from typer.core import TyperCommand
 
+from unified_tracker._artifact_commands import (
+    AsJson,
+    Backends,
+    Output,
+    Project,
+    Reference,
+    fetch_and_show,
+    list_and_show,
+)
 from unified_tracker._errors import TrackerError
 
 if TYPE_CHECKING:
@@ -149,6 +158,23 @@ def create(
     else:
         show_created(Console(), made)
     raise typer.Exit(PENDING if made.outcome == "pending" else 0)
+
+
+@app.command("list")
+def list_datasets(
+    tracker: Backends = None,
+    project: Project = None,
+    limit: Annotated[int, typer.Option(min=1, help="How many to show.")] = 30,
+    as_json: AsJson = False,
+) -> None:
+    """List versions of data sets, newest first. Exit status: as `artifact list`."""
+    list_and_show(tracker, kind="dataset", project=project, limit=limit, as_json=as_json)
+
+
+@app.command()
+def get(reference: Reference, output: Output = None, as_json: AsJson = False) -> None:
+    """Fetch a data set into this machine's cache, and print its folder. Exit status: as `artifact get`."""
+    fetch_and_show(reference, output, as_json=as_json, kind="dataset")
 
 
 @app.command()
