@@ -103,7 +103,7 @@ class UnifiedTrackerHook(Hook):
         self._id, self._config, self._ignored = given.id, given.config, given.ignored
         self._interval, self._by_epoch, self._ignore_last = interval, bool(by_epoch), bool(ignore_last)
         self._log_checkpoint, self._best_metric = bool(log_checkpoint), best_metric
-        self._session_arguments = {
+        self._session_arguments: dict[str, Any] = {
             "log_checkpoint_metadata": bool(log_checkpoint_metadata),
             "framework_names": bool(framework_names),
             "keep_last": int(keep_last),
