@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import copy
 import gzip
 import hashlib
 import json
@@ -23,7 +24,9 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, Final
 from urllib.parse import quote, unquote, urlsplit
 
-ENTITY: Final = "loopback"
+from tests.backends.wandb_artifact_queries import ENTITY, GONE, ArtifactQueries, Version, identity
+
+__all__ = ["ENTITY", "Fault", "ServedRun", "Version", "WandbServer"]
 HISTORY, SUMMARY = "wandb-history.jsonl", "wandb-summary.json"
 STATES: Final = {0: "finished", 1: "failed", 255: "killed"}
 
@@ -79,24 +82,7 @@ class ServedRun:
         return {key: item["value"] for key, item in self.config.items() if key != "_wandb"}
 
 
-@dataclass
-class Version:
-    """One version of an artifact."""
-
-    id: str
-    name: str
-    type: str
-    digest: str
-    metadata: dict[str, Any]
-    index: int
-    state: str = "PENDING"
-    aliases: set[str] = field(default_factory=set)
-    wanted: set[str] = field(default_factory=set)
-    files: dict[str, bytes] = field(default_factory=dict)  # by path in the artifact
-    manifest: bytes = b""
-
-
-class WandbServer:
+class WandbServer(ArtifactQueries):
     """The double. Its state may be read at any time; nothing of it is on the disk.
 
     Attributes:
@@ -158,6 +144,17 @@ class WandbServer:
         for fault in faults:
             fault.over.set()
 
+    def state(self) -> Any:
+        """All that it holds, as it is now."""
+        with self._lock:
+            return copy.deepcopy((self.runs, self.versions, self._blobs, self._clients))
+
+    def restore(self, state: Any) -> None:
+        """Hold what it held then; nobody has done anything wrong."""
+        with self._lock:
+            self.runs, self.versions, self._blobs, self._clients = copy.deepcopy(state)
+            self.problems = []
+
     def committed(self, name: str) -> list[Version]:
         """The versions of an artifact that are complete."""
         with self._lock:
@@ -196,6 +193,8 @@ class WandbServer:
                 self._store(unquote(path.removeprefix("/storage/")), body)
             elif label.startswith("get/"):
                 return self._blobs.get(unquote(path.removeprefix("/storage/")), b"")
+            elif label == "get artifact":
+                return self._bytes_of(re.findall(r"/([0-9a-f]{32})(?:/|$)", path)[-1])
             elif label != "otel":
                 self.problems.append(f"unknown request {label} {path}")
             return {}
@@ -238,6 +237,9 @@ class WandbServer:
 
     def _ServerInfo(self, _: dict[str, Any]) -> dict[str, Any]:
         return {"serverInfo": {"cliVersionInfo": {}, "latestLocalVersionInfo": None}}
+
+    def _OrganizationCoreWeaveOrganizationID(self, _: dict[str, Any]) -> dict[str, Any]:
+        return {"entity": {"organization": None}}
 
     def _ServerFeaturesQuery(self, _: dict[str, Any]) -> dict[str, Any]:
         return {"serverInfo": {"features": []}}
@@ -323,14 +325,17 @@ class WandbServer:
     def _CreateArtifact(self, given: dict[str, Any]) -> dict[str, Any]:
         asked = given["input"]
         name, digest = asked["artifactCollectionName"], asked["digest"]
-        known = [version for version in self.versions if version.name == name]
-        same = [version for version in known if version.digest == digest]
+        project = asked["projectName"]
+        known = [version for version in self.versions if (version.project, version.name) == (project, name)]
+        same = [version for version in known if version.digest == digest and version.state != GONE]
         if same:
             version = same[0]
         else:
             metadata = json.loads(asked.get("metadata") or "{}")
             number = len(self.versions)
-            version = Version(_identity(number), name, asked["artifactTypeName"], digest, metadata, len(known))
+            version = Version(identity(number), name, asked["artifactTypeName"], digest, metadata, len(known))
+            version.project, version.run = project, asked.get("runName") or ""
+            version.created = f"2026-01-01T{number // 3600:02}:{number // 60 % 60:02}:{number % 60:02}Z"
             self.versions.append(version)
         self._clients[asked["clientID"]] = version.id
         version.wanted = {item["alias"] for item in asked.get("aliases") or []}
@@ -367,7 +372,7 @@ class WandbServer:
         version = self._version(given["artifactID"])
         for path, entry in json.loads(version.manifest)["contents"].items():
             if "ref" in entry:  # what it leads to may be on its way still
-                if self.referred(entry["ref"]) is None:
+                if urlsplit(entry["ref"]).scheme.startswith("wandb") and self.referred(entry["ref"]) is None:
                     self.problems.append(f"{version.name}: {path} refers to nothing: {entry['ref']}")
                 continue
             content = version.files.get(path)
@@ -381,57 +386,16 @@ class WandbServer:
         identity = self._clients.get(given["clientID"])
         return {"clientIDMapping": None if identity is None else {"serverID": identity}}
 
-    def _ArtifactByID(self, given: dict[str, Any]) -> dict[str, Any]:
-        version = self._version(given["id"])
-        project = {"id": "p", "internalId": "1", "name": "project", "entity": {"name": ENTITY}}
-        collection = {"__typename": "ArtifactSequence", "name": version.name, "project": project}
-        aliases = [
-            {"__typename": "ArtifactAlias", "id": alias, "alias": alias, "artifactCollection": collection}
-            for alias in sorted(version.aliases)
-        ]
-        return {
-            "artifact": {
-                "__typename": "Artifact",
-                "id": version.id,
-                "artifactSequence": collection,
-                "versionIndex": version.index,
-                "artifactType": {"name": version.type},
-                "description": None,
-                "metadata": json.dumps(version.metadata),
-                "ttlDurationSeconds": -2,
-                "ttlIsInherited": True,
-                "tags": [],
-                "historyStep": None,
-                "state": version.state,
-                "size": sum(len(content) for content in version.files.values()),
-                "digest": version.digest,
-                "digestAlgorithm": "MANIFEST_MD5",
-                "commitHash": version.id,
-                "fileCount": len(version.files),
-                "createdAt": "2026-01-01T00:00:00Z",
-                "updatedAt": None,
-                "aliases": aliases,
-            }
-        }
-
     def _manifest_fields(self, owner: str, name: str) -> dict[str, Any]:
         url = self._upload_url("manifest", owner, name)
         return {"id": owner, "file": {"id": f"m{owner}", "uploadUrl": url, "uploadHeaders": []}}
 
-    def _version(self, identity: str) -> Version:
-        return next(version for version in self.versions if version.id == identity)
-
     def _move_aliases(self, version: Version) -> None:
         wanted = {*version.wanted, "latest"}
         for other in self.versions:
-            if other.name == version.name:
+            if (other.project, other.name) == (version.project, version.name):
                 other.aliases -= wanted
         version.aliases |= wanted
-
-
-def _identity(number: int) -> str:
-    """Of a version: base64, as the service's are."""
-    return base64.b64encode(f"ArtifactVersion:{number}".encode()).decode()
 
 
 class _Listener(ThreadingHTTPServer):
@@ -529,4 +493,6 @@ def _label(method: str, path: str, body: bytes) -> str:
         return "file_stream/rows" if files.get(HISTORY, {}).get("content") else "file_stream"
     if path.startswith("/storage/"):
         return f"{method.lower()}/{unquote(path.removeprefix('/storage/'))}"
+    if method == "GET" and path.startswith("/artifacts"):
+        return "get artifact"
     return "otel" if "/otel/" in path else f"{method.lower()} {path}"

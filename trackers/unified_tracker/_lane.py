@@ -125,6 +125,8 @@ class Lane:
         if getattr(self._tracker, "rebuilds", False):  # a stranger's tracker may not know the attribute
             self._held = self._read = Held()
             self._progress.publish(held=0, records=0, rebuilds=True)
+        elif getattr(self._tracker, "needs_files", False):
+            self._progress.publish(rebuilds=True)
         self._reader = JournalReader(self._directory.journal, self._held.position)
         self._progress.publish()
         try:
@@ -223,7 +225,7 @@ class Lane:
         from unified_tracker._pruning import prune  # with the store, which reads: for runs that want it
         from unified_tracker._store import open_store
 
-        options = self._directory.info().backends.get(self._backend, {})
+        options = self._directory.info().reading(self._backend)
         try:
             gone = prune(open_store(self._backend, options, checked=True), name, last, every)
         except Exception as error:  # noqa: BLE001 -- the next checkpoint tries again

@@ -161,7 +161,8 @@ class Lineage:
         if not summary.run_id:
             return []
         found = []
-        for version in store.versions(type="model", name=f"run-{summary.run_id}-model"):
+        project = summary.project or None
+        for version in store.versions(type="model", project=project, name=f"run-{summary.run_id}-model"):
             output = LineageArtifact(
                 str(version.reference), "", version.type, version.digest, version.aliases, version.metrics
             )

@@ -393,7 +393,8 @@ class Run:
         from unified_tracker._fetching import fetch, input_of  # not for those who fetch nothing
 
         secrets = self._uploader.secrets if self._uploader is not None else {}
-        found = fetch(reference, self._info.backends, checked=True, environment=secrets, again=True)
+        options = {name: self._info.reading(name) for name in self._info.backends}
+        found = fetch(reference, options, checked=True, environment=secrets, again=True)
         self._log_input(input_of(found, role))
         return found.folder
 

@@ -54,7 +54,8 @@ class LaneState(msgspec.Struct, frozen=True):
         notes: Sentences for the user, oldest first; each is shown once.
         lost: Records that were logged and are nowhere: the disk refused them, or the journal was damaged.
         call_until: When the call to the backend that goes on now must be over, by the monotonic clock; 0 for none.
-        rebuilds: What the backend holds is written anew each time: the staged files are needed as long as the run.
+        rebuilds: The staged files are needed as long as the run: what the backend holds is written anew each time, or
+            refers to them.
     """
 
     backend: str

@@ -13,6 +13,7 @@ from typing import Any, Protocol
 import msgspec
 
 from unified_tracker import _plugins, _settings
+from unified_tracker._console import quiet
 from unified_tracker._errors import ConfigurationError
 from unified_tracker._reference import ArtifactReference
 from unified_tracker._versions import ArtifactVersion
@@ -89,5 +90,6 @@ def open_store(backend: str, options: Mapping[str, Any] | None = None, *, checke
     if offered.store is None:
         raise ConfigurationError(f"backend {backend!r} cannot read artifacts back")
     if not checked:
-        options = offered.check({**_settings.options_of(backend, Path()), **(options or {})})
+        with quiet():
+            options = offered.check({**_settings.options_of(backend, Path()), **(options or {})})
     return offered.store(options or {})

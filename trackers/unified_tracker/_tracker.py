@@ -39,6 +39,11 @@ class RunInfo(msgspec.Struct, frozen=True):
     command: list[str]
     backends: dict[str, dict[str, Any]]
 
+    def reading(self, backend: str) -> dict[str, Any]:
+        """The options for reading from a backend of the run: what names no project is meant in the run's own."""
+        options = self.backends.get(backend, {})
+        return {**options, "project": self.project} if self.project else dict(options)
+
 
 class Address(msgspec.Struct, frozen=True):
     """Where a run stands in its backend.
@@ -93,6 +98,9 @@ class Tracker(Protocol):
 
     It may also have `log_input(entry: Entry) -> None`, to store an `Input` record where the backend shows what a run
     was made from; without it `set_tags` is given a tag "unified_tracker.input.<16 hex digits>", the record as JSON.
+
+    It may also have an attribute `needs_files`, true where what it has stored refers to the files that it was given:
+    they stay in the run directory then. Read before `open`, as `rebuilds` is, which implies it.
 
     It may also have an attribute `notes`, a sequence of sentences: each is shown to the user once.
 

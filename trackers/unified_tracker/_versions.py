@@ -68,6 +68,6 @@ class ArtifactVersion(msgspec.Struct, frozen=True):
 
     @property
     def size(self) -> int | None:
-        """Bytes of all files; None if one is unknown."""
+        """Bytes of all files; None if one is unknown, or what files there are."""
         sizes = [file.size for file in self.files.values()]
-        return None if None in sizes else sum(size or 0 for size in sizes)
+        return None if None in sizes or not sizes else sum(size or 0 for size in sizes)

@@ -115,10 +115,24 @@ def going_online(run_dir: Path, options: Mapping[str, Any]) -> AbstractContextMa
 
 
 def store(options: Mapping[str, Any]) -> ArtifactStore:
-    """What the server holds or, for runs that are recorded offline, this machine."""
+    """What the server holds or, in offline mode, what runs on this machine have recorded.
+
+    Raises:
+        ConfigurationError: The mode is "disabled", or there is no key.
+    """
+    if options.get("mode") == "disabled":
+        raise ConfigurationError("W&B is disabled (mode): nothing can be read from it; set WANDB_MODE to 'online'")
+    if options.get("mode") == "offline":
+        from unified_tracker.backends._wandb_offline_store import OfflineStore
+
+        return OfflineStore(options)
+    settings = _settings_files(Path(options.get("dir") or Path.cwd()))
+    base_url = options.get("base_url") or settings.get("base_url")
+    if not _has_key(base_url, settings):  # before W&B's client asks for one in the terminal
+        raise ConfigurationError("W&B is asked only with a key: `wandb login`, or set WANDB_API_KEY")
     from unified_tracker.backends._wandb_artifact_store import WandbStore  # imports wandb
 
-    return WandbStore(options)
+    return WandbStore({**options, "base_url": base_url})
 
 
 @hookimpl

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Concatenate, Final, ParamSpec, Protocol, TypeVar
 
 import wandb
@@ -67,6 +68,21 @@ def opening_error(error: BaseException) -> TransientError:
     if isinstance(error, wandb.errors.AuthenticationError) or "API key" in text:
         return TransientError(f"{NO_KEY} ({text})")
     return TransientError(f"W&B cannot open the run: {type(error).__name__}: {text}")
+
+
+def is_missing(error: BaseException) -> bool:
+    """Whether W&B has said that there is no such thing. Its API wraps that, as it wraps a server that is away."""
+    return isinstance(getattr(error, "exc", None) or error, ValueError)
+
+
+@contextlib.contextmanager
+def suppress_missing() -> Iterator[None]:
+    """Go on where W&B has no such thing; any other error of its API is raised."""
+    try:
+        yield
+    except (ValueError, wandb.errors.CommError) as error:
+        if not is_missing(error):
+            raise
 
 
 def clean(text: str) -> str:

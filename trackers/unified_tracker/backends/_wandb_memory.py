@@ -23,8 +23,8 @@ class Memory(msgspec.Struct):
         folder: Offline: the folder that is being, or has been, written.
         complete: `folder` holds a whole run, or a whole attempt.
         kept: Offline folders of earlier attempts, which `wandb sync` had uploaded already.
-        config, changed, names, tags: What the records up to `told` had said. A tracker that is not given all of the
-            journal sends it again.
+        config, changed, names, tags, inputs: What the records up to `told` had said. A tracker that is not given all of
+            the journal sends it again.
     """
 
     first_step: int | None = None
@@ -36,6 +36,7 @@ class Memory(msgspec.Struct):
     changed: list[list[Any]] = []
     names: dict[str, Any] = {}
     tags: dict[str, str] = {}
+    inputs: list[dict[str, Any]] = []
     told: int = 0
 
     @classmethod

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 
 from unified_tracker._errors import ConfigurationError
+from unified_tracker.backends._wandb_index import Index
 from unified_tracker.backends._wandb_memory import Memory
 
 OWN: Final = "wandb"  # the tracker's folder in the run directory
@@ -38,5 +40,7 @@ def going_online(run_dir: Path, options: Mapping[str, Any]) -> Iterator[dict[str
     for folder in folders:
         for file in folder.glob("*.wandb"):
             file.with_name(f"{file.name}.synced").touch()
+    with contextlib.suppress(OSError, RuntimeError, KeyError):  # without a home nothing was noted
+        Index().went_online(run_dir)
     # Should the run go on offline one day, only what comes then belongs into a new folder.
     Memory(kept=[str(folder) for folder in folders]).write(run_dir / OWN)

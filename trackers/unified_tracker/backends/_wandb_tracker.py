@@ -24,12 +24,14 @@ from unified_tracker.backends import _wandb_values as values
 from unified_tracker.backends._wandb import OLD_NAMES
 from unified_tracker.backends._wandb_errors import clean, opening_error, sorted_errors
 from unified_tracker.backends._wandb_files import RunFiles
+from unified_tracker.backends._wandb_inputs import RunInputs
 from unified_tracker.backends._wandb_media import media
 from unified_tracker.backends._wandb_memory import Memory
 from unified_tracker.backends._wandb_receipts import ENDED, ReadBack, Receipts, Report
+from unified_tracker.backends._wandb_recorded import Recorded
 from unified_tracker.backends._wandb_store import Store
 from unified_tracker.backends._wandb_versions import Draft, Versions
-from unified_tracker.records import Artifact, Entry, Media, Metrics, Params, Predictions, Status, Tags
+from unified_tracker.records import Artifact, Entry, Input, Media, Metrics, Params, Predictions, Status, Tags
 
 if TYPE_CHECKING:
     from unified_tracker.backends._wandb_predictions import PredictionLog
@@ -58,15 +60,17 @@ class WandbTracker:
     Attributes:
         rebuilds: The tracker must be given the journal from its start, whatever it has vouched for: an offline run is
             one file, which nobody can continue. Read before `open`.
+        needs_files: An offline run refers to the files of its artifacts: `wandb sync` reads them, some day.
         broken: Why the W&B run cannot be used any more.
     """
 
     def __init__(self, run: RunInfo, run_dir: Path, options: Mapping[str, Any], *, clock: Clock = time) -> None:
         self._options, self._clock = options, clock
         self._offline = options.get("mode") == "offline"
-        self._own, self._id = run_dir / FOLDER, run.id
+        self._own, self._id, self._run_dir = run_dir / FOLDER, run.id, run_dir
         self._store, self._memory = Store(self._own), Memory.read(self._own)
         self.rebuilds: bool = self._offline and self._memory.rebuilds
+        self.needs_files = self._offline
         self.broken: str | None = None
         self._run: Any = None
         self._metrics = Renamer(values.metric_name, 10_000)
@@ -75,6 +79,7 @@ class WandbTracker:
         self._told = told.told  # parameters up to here are in the configuration
         self._config, self._changed, self._tags = dict(told.config), list(told.changed), dict(told.tags)
         self._names: dict[str, Any] = dict(told.names)
+        self._inputs = RunInputs(None, told.inputs, offline=self._offline)
         self._foreign_tags: list[str] = []
         self._step: int | None = None
         self._server_step = 0
@@ -82,6 +87,7 @@ class WandbTracker:
         self._versions: Versions
         self._files: RunFiles
         self._predictions: PredictionLog | None = None
+        self._recorded: Recorded | None = None
         self._dataset: tuple[int, Draft] | None = None
         self._server: ReadBack | None = None
         self._receipts = Receipts(0)
@@ -146,6 +152,15 @@ class WandbTracker:
         self._files = RunFiles(self._run, self._receipts, self._server, self._clock)
         self._versions = Versions(self._run, offline=self._offline, clock=self._clock)
         self._predictions = None
+        self._inputs = RunInputs(self._run, self._inputs.plain, offline=self._offline)
+        if self._offline:
+            self._recorded = Recorded(
+                run,
+                self._run_dir,
+                run=self._run.id,
+                entity=self._options.get("entity") or "",
+                project=self._run.project,
+            )
         self._run.define_metric(values.AXIS)
         self._run.define_metric("*", step_metric=values.AXIS)
         given = str(self._options.get("tags") or "").split(",")
@@ -155,6 +170,7 @@ class WandbTracker:
             self._update_config({"unified_tracker/changed_params": self._changed})
         if self._names:
             self._update_config({"unified_tracker/names": self._names})
+        self._update_config(self._inputs.config())
         self._apply_tags(run.tags)
         if not self._offline:
             return Address(self._run.id, self._run.url)
@@ -270,10 +286,28 @@ class WandbTracker:
             if not self._offline and self._options.get("names") == OLD_NAMES and record.name == f"run-{self._id}-model":
                 old = draft.as_references(f"run_{self._run.id}_model", version)
                 self._versions.log(entry.sequence, old, deadline)
+            if self._recorded is not None:
+                self._recorded.version(entry, files, version.digest)
             if not self._offline:
                 self._store.release(draft.files.values())
                 self._dataset = None
         self._sent(entry.sequence)
+
+    @sorted_errors
+    def log_input(self, entry: Entry) -> None:
+        record = entry.record
+        assert isinstance(record, Input)  # noqa: S101 -- the lane sorts by kind
+        self._inputs.add(record)
+        self._update_config(self._inputs.config())
+        if self._recorded is not None:
+            self._recorded.inputs(self._inputs.inputs())
+        self._inputs.use(record)
+        self._sent(entry.sequence)
+
+    @property
+    def notes(self) -> list[str]:
+        """Sentences for the user."""
+        return [*self._inputs.notes, *(self._recorded.notes if self._recorded is not None else ())]
 
     def _draft(self, sequence: int, record: Artifact, name: str, files: Mapping[str, Path]) -> Draft:
         """What is to be logged. Of a data set with its table, which takes long: it is made once a record."""
@@ -351,6 +385,7 @@ class WandbTracker:
             memory.close_at(sequence, step)
         memory.config, memory.changed, memory.tags = self._config, self._changed, self._tags
         memory.names, memory.told = self._names, max(self._sequence, self._told)
+        memory.inputs = self._inputs.plain
         memory.write(self._own)
 
     def _await_everything(self, ended_ms: int) -> None:

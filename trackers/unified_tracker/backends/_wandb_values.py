@@ -69,6 +69,13 @@ def aliases(names: Sequence[str]) -> list[str]:
     return list(dict.fromkeys(result))
 
 
+def asked_alias(name: str) -> str:
+    """An alias, or a version, as somebody asks for it: "latest" and "v3" mean what W&B means by them."""
+    if name == "latest" or re.fullmatch(r"v\d+", name):
+        return name
+    return next(iter(aliases([name])), name)
+
+
 def run_tags(tags: Mapping[str, str]) -> list[str]:
     """Our tags as W&B's flat words: "key:value", or "key" for a flag. What does not fit stands in the config only."""
     words = []
@@ -102,6 +109,32 @@ def plain(value: Any) -> Any:
         clean = value.encode("utf-8", "replace").decode()
         return f"<{clean}>" if clean.startswith(ARTIFACT_URI) else clean
     return value
+
+
+def unwrapped(value: Any) -> Any:
+    """A value from a configuration without the `<>` of `plain`."""
+    if isinstance(value, Mapping):
+        return {key: unwrapped(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [unwrapped(inner) for inner in value]
+    if isinstance(value, str) and value.startswith(f"<{ARTIFACT_URI}") and value.endswith(">"):
+        return value[1:-1]
+    return value
+
+
+def json_like(value: Mapping[str, Any]) -> dict[str, Any]:
+    """A value as JSON can hold it, with addresses of artifacts as they are: not for wandb."""
+    result: dict[str, Any] = unwrapped(plain(value))
+    return result
+
+
+def finite(metrics: Mapping[str, Any]) -> dict[str, float]:
+    """Those of the metrics that are finite numbers: nothing else can be compared, or stored as JSON."""
+    return {
+        key: float(value)
+        for key, value in metrics.items()
+        if isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    }
 
 
 def nested(values: Mapping[str, Any]) -> dict[str, Any]:

@@ -27,10 +27,11 @@ REFUSED: Final = re.compile(r"returned error (400|413|422)|: input: ")  # the re
 
 @dataclass(frozen=True)
 class Reference:
-    """A file that another version holds."""
+    """A file that another version holds, or that W&B does not hold at all."""
 
     url: str
     digest: str
+    size: int = 0
 
 
 @dataclass(frozen=True)
@@ -107,7 +108,7 @@ class Versions:
         """
         pending = self._uploading.get(draft.name)
         if pending is None or pending[0] != sequence:
-            artifact = _artifact(draft)
+            artifact = artifact_of(draft)
             version = _version(draft, artifact, self._latest.get(draft.name))
             if version == self._latest.get(draft.name):
                 return version
@@ -161,7 +162,8 @@ class _Upload(threading.Thread):
             self.error = error
 
 
-def _artifact(draft: Draft) -> Any:
+def artifact_of(draft: Draft) -> Any:
+    """W&B's artifact that says what a draft says, not logged yet."""
     name, metadata = values.artifact_names(draft.name), draft.metadata
     if name != draft.name:
         metadata = {**metadata, "unified_tracker/name": draft.name}
@@ -170,7 +172,7 @@ def _artifact(draft: Draft) -> Any:
         artifact.add_file(str(source), name=path, policy="immutable", skip_cache=True)
     for path, reference in draft.references.items():
         # As `add_reference` does it, which would fetch the other artifact from the server, once a file.
-        entry = ArtifactManifestEntry(path=path, ref=reference.url, digest=reference.digest, size=0)
+        entry = ArtifactManifestEntry(path=path, ref=reference.url, digest=reference.digest, size=reference.size)
         artifact.manifest.add_entry(entry)
     return artifact
 
