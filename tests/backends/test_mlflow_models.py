@@ -200,7 +200,6 @@ def test_a_registered_model_is_found_by_its_alias(
     tracker = opened("bbbb0021", registered_model_name="detector three")
     log(tracker, tmp_path, 7, "best")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
-    mlflow.set_tracking_uri(uri)
     folder = mlflow.artifacts.download_artifacts("models:/detector three@best", dst_path=str(tmp_path / "got"))
     assert (Path(folder) / "model_7.pth").read_bytes() == b"weights of bbbb0021 at 7"
 
