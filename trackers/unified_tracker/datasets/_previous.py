@@ -78,18 +78,16 @@ def previous(
         options: Checked.
         project: As in `start_run`.
         name: Of the data set.
-        run_dir: Of the data set's run. A backend that records offline cannot be asked: what was logged from there
+        run_dir: Of the data set's run. Where a backend that records offline does not know, what was logged from there
             counts, as long as what it has recorded is there.
     """
     kept = run_dir / KEPT
-    if options.get("mode") == "offline":
-        return _kept(backend, name, run_dir)
     with contextlib.suppress(TrackerError, OSError, ImportError):
         store = open_store(backend, options, checked=True)
         version = store.find(ArtifactReference(backend, project, name, "latest"))
         digest = str(version.metadata.get("digest", ""))
         return Previous(version.version, digest, str(version.reference), (store, version), kept)
-    return None
+    return _kept(backend, name, run_dir) if options.get("mode") == "offline" else None
 
 
 def keep(run_dir: Path, annotations: bytes, card: bytes) -> None:
