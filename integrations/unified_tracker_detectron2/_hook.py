@@ -231,6 +231,7 @@ class UnifiedTrackerHook(HookBase):
         try:
             yield evaluated
         except BaseException as error:
+            self._model = None
             if opened and self._session is not None:
                 self._session.training_ended(error)
             raise
@@ -343,12 +344,12 @@ class UnifiedTrackerHook(HookBase):
 
     @guarded
     def _evaluation_inputs(self) -> None:
-        """What is evaluated, and on what. After a training the weights are its own."""
+        """What is evaluated, and on what. In the run of a training the weights are its own."""
         if self._session is None:
             return
         configs = self._configs()
         self._session.inputs_used(_inputs.dataset_inputs("test", evaluated_datasets(*configs)))
-        if self._trained is None:
+        if self._trained is None and not self._restored:
             self._weights_used("checkpoint")
 
     def _weights_used(self, role: str) -> None:

@@ -16,6 +16,7 @@ from mmengine.runner import Runner
 
 from unified_tracker import ConfigurationError, Run
 from unified_tracker._access import Access
+from unified_tracker._origins import step_of
 from unified_tracker.training import CheckpointFile, Evaluation, RunSettings, TrainingSession, guarded
 from unified_tracker_mmdet import _facts, _inputs, _metrics, _portable, _references
 from unified_tracker_mmdet._arguments import read_init_kwargs
@@ -102,7 +103,7 @@ class UnifiedTrackerHook(Hook):
         self._id, self._config, self._ignored = given.id, given.config, given.ignored
         self._interval, self._by_epoch, self._ignore_last = interval, bool(by_epoch), bool(ignore_last)
         self._log_checkpoint, self._best_metric = bool(log_checkpoint), best_metric
-        self._session_arguments = {
+        self._session_arguments: dict[str, Any] = {
             "log_checkpoint_metadata": bool(log_checkpoint_metadata),
             "framework_names": bool(framework_names),
             "keep_last": int(keep_last),
@@ -370,7 +371,7 @@ class UnifiedTrackerHook(Hook):
         if self._loaded is not None:
             return self._loaded
         if not self._last_step:  # weights without a training: asking for `runner.iter` would build the training loop
-            return 0, None
+            return step_of(self._weights) or 0, None
         return runner.iter, self._sizes.epoch(runner.iter)
 
     def _observe_checkpoints(self, runner: Runner) -> None:

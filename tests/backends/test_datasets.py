@@ -6,6 +6,7 @@ import base64
 import hashlib
 import json
 import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -24,6 +25,8 @@ from tests.backends.wandb_files import OfflineArtifact, offline_folders, read_ru
 from tests.backends.wandb_reports import rows_of
 from tests.backends.wandb_server import WandbServer
 from tests.mlflow_reading import MlflowRun
+from unified_tracker import TrackerError
+from unified_tracker._staging import Staging
 from unified_tracker.backends import _wandb_dataset
 from unified_tracker.backends._wandb_dataset import draft_dataset
 from unified_tracker.backends._wandb_store import Store
@@ -81,13 +84,35 @@ def test_mlflow_holds_the_data_set_its_page_and_a_table(shapes: Path, working: P
 
 
 def test_mlflow_gets_a_version_for_other_content_only(shapes: Path, working: Path) -> None:
-    made(shapes, "mlflow")
-    made(shapes, "mlflow")
-    made(shapes, "mlflow", selection=Selection(select_fraction=0.75))
+    first = made(shapes, "mlflow", project="shapes")
+    again = made(shapes, "mlflow", project="shapes")
+    assert (again.outcome, again.versions) == ("unchanged", first.versions) == ("unchanged", {"mlflow": "v0"})
+    second = made(shapes, "mlflow", project="shapes", selection=Selection(select_fraction=0.75), aliases=["prod"])
+    assert (second.outcome, second.versions) == ("created", {"mlflow": "v1"})
+    assert second.references == {"mlflow": "mlflow-artifact://shapes/shapes-train:v1"}
     files = MlflowRun(f"sqlite:///{working}/mlflow.db", "dataset-shapes-train").files()
     versions = json.loads(files["shapes-train/versions.json"])
     assert [version["metadata"]["images"] for version in versions] == [8, 12]
-    assert [version["aliases"] for version in versions] == [[], ["latest"]]
+    assert [version["aliases"] for version in versions] == [[], ["latest", "prod"]]
+    assert versions[1]["metadata"]["changes"]["images_added"] == 4
+    assert {path for path in files if path.startswith("tables/")} == {
+        f"tables/shapes-train/per_class/step_00000000{number}.json" for number in (0, 1)
+    }
+    back = made(shapes, "mlflow", project="shapes")
+    assert back.versions == {"mlflow": "v0"} and back.changes is not None
+    assert len(back.changes.images_removed) == 4
+
+
+def test_diff_takes_references(shapes: Path, working: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("UNIFIED_TRACKER_CACHE", str(working / "cache"))
+    made(shapes, "mlflow", project="shapes")
+    made(shapes, "mlflow", project="shapes", selection=Selection(select_fraction=0.75))
+    names = ["mlflow-artifact://shapes/shapes-train:v0", "mlflow-artifact://shapes/shapes-train:latest"]
+    result = CliRunner().invoke(app, ["dataset", "diff", *names, "--json"])
+    said = json.loads(result.stdout)
+    assert len(said["changes"]["images_added"]) == 4 and said["changes"]["files_compared"]
+    result = CliRunner().invoke(app, ["dataset", "diff", names[0], "mlflow-artifact://shapes/nothing:v0"])
+    assert result.exit_code == 4 and "nothing" in result.stderr
 
 
 @pytest.mark.parametrize("images", ["copy", "reference"])
@@ -113,6 +138,28 @@ def test_staged_links_are_gone_when_all_is_delivered(shapes: Path, working: Path
     run_dir = working / "unified-tracker" / "dataset-shapes-train"
     assert not [path for name in ("files", "links", "shared") for path in (run_dir / name).glob("*")]
     assert [path.stat().st_nlink for path in sorted((shapes / "train").iterdir())] == before
+
+
+def test_an_image_that_is_written_over_meanwhile_is_told_and_nothing_is_stored(
+    shapes: Path, working: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = working / "train"
+    shutil.copytree(shapes / "train", folder)
+    hold_all = Staging.hold_all
+
+    def then_write(self: Staging, *given: Any) -> Any:
+        held = hold_all(self, *given)
+        with (folder / "00001.jpg").open("ab") as file:
+            file.write(b"more")
+        return held
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Staging, "_clone", lambda *_: False)
+        patched.setattr(Staging, "hold_all", then_write)
+        with pytest.raises(TrackerError, match=r"mlflow has not taken .*: images/00001\.jpg was written over"):
+            create_dataset("shapes-train", shapes / "train.json", folder)
+    made_again = create_dataset("shapes-train", shapes / "train.json", folder)
+    assert (made_again.outcome, made_again.versions) == ("created", {"mlflow": "v0"})
 
 
 # ---- W&B -----------------------------------------------------------------------------------------------------------

@@ -20,7 +20,7 @@ from tests.model_serving import ask, encoded, served
 from unified_tracker._detector import read_card
 from unified_tracker.demo import _detectron2  # noqa: F401 -- registers the backbone
 from unified_tracker_detectron2 import add_tracker_config
-from unified_tracker_detectron2._config import masked_yaml
+from unified_tracker_detectron2._config import as_dict, masked_yaml
 
 
 @pytest.fixture(scope="module")
@@ -137,4 +137,4 @@ def test_secrets_are_masked_and_the_file_is_still_a_configuration(tmp_path: Path
     read.STORE = CfgNode({"PASSWORD": "", "URL": ""})
     read.merge_from_file(str(tmp_path / "config.yaml"))
     assert (read.STORE.PASSWORD, read.STORE.URL) == ("***", "https://***@example.org/x")
-    assert read.MODEL == cfg.MODEL
+    assert as_dict(read.MODEL) == as_dict(cfg.MODEL)

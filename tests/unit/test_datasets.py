@@ -17,7 +17,6 @@ from hypothesis import strategies as st
 from PIL import Image
 from typer.testing import CliRunner
 
-from unified_tracker import _store
 from unified_tracker._errors import ConfigurationError, TrackerError
 from unified_tracker._reference import ArtifactReference
 from unified_tracker._rundir import LaneState, RunDirectory, write_json
@@ -85,6 +84,16 @@ class Place:
         flaws = Flaws()
         coco = read_coco(self.json, flaws)
         return coco, {flaw.kind: flaw.count for flaw in flaws.listed()}
+
+
+@pytest.fixture(autouse=True)
+def no_backend(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No client is there to be asked."""
+
+    def open_store(backend: str, options: Any = None, *, checked: bool = False) -> Any:
+        raise TrackerError("nobody answers")
+
+    monkeypatch.setattr("unified_tracker.datasets._previous.open_store", open_store)
 
 
 @pytest.fixture
@@ -569,9 +578,15 @@ class FakeStore:
         self.asked.append(reference)
         if not self.folders:
             raise TrackerError("there is none")
-        metadata = msgspec.json.decode((self.folders[-1] / "metadata").read_bytes())
-        version = f"v{len(self.folders) - 1}"
-        return ArtifactVersion("mlflow", "p", reference.name, version, "dataset", "d", "u", metadata=metadata)
+        return self._version(len(self.folders) - 1)
+
+    def _version(self, number: int) -> ArtifactVersion:
+        metadata = msgspec.json.decode((self.folders[number] / "metadata").read_bytes())
+        return ArtifactVersion("mlflow", "p", "chairs", f"v{number}", "dataset", "d", "u", metadata=metadata)
+
+    def versions(self, **asked: str) -> Any:
+        assert asked == {"type": "dataset", "project": "p", "name": "chairs"}
+        return map(self._version, range(len(self.folders)))
 
     def download(self, version: ArtifactVersion, path: str, target: Path) -> None:
         self.downloads.append(path)
@@ -589,7 +604,6 @@ def store(monkeypatch: pytest.MonkeyPatch) -> FakeStore:
         assert (backend, checked) == ("mlflow", True)
         return fake
 
-    monkeypatch.setattr(_store, "open_store", open_store)
     monkeypatch.setattr("unified_tracker.datasets._previous.open_store", open_store)
     return fake
 
@@ -604,6 +618,7 @@ def test_the_same_content_makes_no_new_version(recording: Path, place: Place, st
     place.write({"licenses": [], "info": {"date_created": "later"}, **content}, files=False)
     again = create_dataset("chairs", place.json, place.images, project="home")
     assert (again.outcome, again.versions, again.run_dir) == ("unchanged", {"mlflow": "v0"}, "")
+    assert again.references == {"mlflow": "mlflow-artifact://p/chairs:v0"}
     assert not store.downloads
 
 
@@ -626,6 +641,28 @@ def test_changed_content_makes_one_and_says_what_has_changed(
     expected |= {"annotations_added": 2, "annotations_removed": 1, "annotations_changed": 1}
     assert made.changes is not None and made.changes.counts() == expected == record.metadata["changes"]
     assert (made.changes.images_added, made.changes.images_changed) == (["5.png"], ["3.png"])
+
+
+def test_content_of_an_older_version_leaves_what_is_said_about_that_one(
+    recording: Path, place: Place, store: FakeStore, tmp_path: Path
+) -> None:
+    for number, images in enumerate((4, 5)):
+        create_dataset("chairs", place.write(some(images)).json, place.images)
+        store.take(run_directory(recording), tmp_path / f"v{number}")
+    again = create_dataset("chairs", place.write(some(4)).json, place.images)
+    assert again.changes is not None and again.changes.images_removed == ["5.png"]
+    assert "changes" not in recorded(run_directory(recording))[0].metadata
+
+
+def test_more_images_than_a_record_holds_are_refused_before_any_is_staged(
+    recording: Path, place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("unified_tracker.datasets._create.MOST_BYTES", 200)
+    place.write(some())
+    with pytest.raises(TrackerError, match="4 images are too many for one record; use images='reference'"):
+        create_dataset("chairs", place.json, place.images)
+    assert not run_directory(recording).exists()
+    assert create_dataset("chairs", place.json, place.images, images="reference").outcome == "pending"
 
 
 def test_a_version_that_somebody_else_has_made_is_compared_as_far_as_it_goes(

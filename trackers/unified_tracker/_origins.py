@@ -12,20 +12,20 @@ from urllib.parse import urlsplit
 
 import msgspec
 
+from unified_tracker._detector import read_card
+from unified_tracker._errors import TrackerError
 from unified_tracker._fetching import Fetched, fetched, input_of
 from unified_tracker._journal import now_ms
 from unified_tracker._mask import mask_text
 from unified_tracker.records import Input, StagedFile
 
-DETECTOR: Final = "detector.json"  # beside the weights of a tracked checkpoint
 METADATA: Final = "detectron2_metadata.json"  # beside the annotations of a data set
 
 
-class _Classes(msgspec.Struct):
-    """The part of either file that names classes."""
+class _Metadata(msgspec.Struct):
+    """The part of a data set's metadata that names classes."""
 
-    classes: list[str] | None = None
-    thing_classes: list[str] | None = None
+    thing_classes: tuple[str, ...] = ()
 
 
 def weights_input(text: str, role: str, file: Path | None = None) -> Input:
@@ -83,13 +83,14 @@ def dataset_digest(record: Input) -> str:
 def classes_of(text: str) -> tuple[str, ...]:
     """Names of the classes that a fetched artifact knows, in the order of labels; empty if it does not say."""
     found = _fetched(text)
-    for name in (DETECTOR, METADATA) if found is not None else ():
-        try:
-            said = msgspec.json.decode((Path(found.path) / name).read_bytes(), type=_Classes)  # type: ignore[union-attr]
-        except (OSError, msgspec.MsgspecError):
-            continue
-        return tuple(said.classes or said.thing_classes or ())
-    return ()
+    if found is None:
+        return ()
+    try:
+        if (card := read_card(found.folder)) is not None:
+            return card.classes
+        return msgspec.json.decode((found.folder / METADATA).read_bytes(), type=_Metadata).thing_classes
+    except (TrackerError, OSError, msgspec.MsgspecError):
+        return ()
 
 
 def step_of(text: str) -> int | None:

@@ -227,7 +227,7 @@ def show_created(console: Console, made: Created) -> None:
     numbers = f"{card.images:,} images, {card.annotations:,} annotations, {len(card.classes):,} classes"
     _line(console, Text.assemble((made.name, "bold"), f"  {numbers}  digest {card.digest[:12]}"))
     for backend, version in made.versions.items():
-        reference = f"{backend}-artifact://{made.name}:{version or 'latest'}"
+        reference = made.references[backend]
         if made.outcome == "unchanged":
             _line(console, Text(f"  {backend}: unchanged, {version or 'the latest version'}  {reference}", "green"))
         else:
@@ -292,14 +292,11 @@ def _content(target: str) -> Content:
 def _as_data(made: Created) -> dict[str, Any]:
     card = msgspec.to_builtins(made.card)
     numbers = {name: card[name] for name in ("digest", "images", "annotations", "classes", "sizes", "selection")}
-    references = {
-        backend: f"{backend}-artifact://{made.name}:{version or 'latest'}" for backend, version in made.versions.items()
-    }
     return {
         "name": made.name,
         "outcome": made.outcome,
         "versions": made.versions,
-        "references": references,
+        "references": made.references,
         **numbers,
         "changes": made.changes,
         "flaws": made.flaws,

@@ -6,7 +6,7 @@ import contextlib
 import os
 import re
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, Final, Literal
@@ -14,7 +14,11 @@ from typing import Any, Final, Literal
 import msgspec
 
 from unified_tracker._errors import ConfigurationError, TrackerError
+from unified_tracker._ledger import Refused, look_up
+from unified_tracker._reference import ArtifactReference
+from unified_tracker._rundir import RunDirectory
 from unified_tracker._settings import TrackerChoice
+from unified_tracker._staging import Hold
 from unified_tracker._start import RunSettings
 from unified_tracker.datasets._card import (
     ANNOTATIONS,
@@ -37,6 +41,7 @@ from unified_tracker.datasets._statistics import CLASS_COLUMNS
 NAME: Final = re.compile(r"[A-Za-z0-9_.\-]{1,100}")
 WAIT_S: Final = 60.0
 BYTES_A_S: Final = 1 << 20
+MOST_BYTES: Final = 15 << 20  # of one record in the journal, which takes 16 MiB
 Images = Literal["link", "copy", "reference"]
 Steps = Callable[[str, int], AbstractContextManager[Callable[[], None]]]
 """Begins a step of the work: what is done, and to how many; the function that is given counts one."""
@@ -50,6 +55,7 @@ class Created(msgspec.Struct, frozen=True):
         outcome: "created"; "pending": recorded, but not every backend holds it yet; "unchanged": the latest version is
             the same; "off": tracking is off, nothing was recorded.
         versions: Backend to version ("v3"), or "" where the backend cannot be asked.
+        references: Backend to the reference of that version, as trainings and commands take it.
         card: What the version says about itself.
         changes: Since the version before; None without one.
         flaws: What was left out.
@@ -59,6 +65,7 @@ class Created(msgspec.Struct, frozen=True):
     name: str
     outcome: Outcome
     versions: dict[str, str]
+    references: dict[str, str]
     card: DatasetCard
     changes: Changes | None
     flaws: list[Flaw]
@@ -110,7 +117,8 @@ def create_dataset(
     Raises:
         BrokenDatasetError: There are flaws, and `strict`.
         ConfigurationError: The name or a setting is wrong; another process is writing to this data set.
-        TrackerError: The file is no COCO data set, or nothing of it is selected.
+        TrackerError: The file is no COCO data set, or nothing of it is selected; or a backend has refused what was
+            recorded, as it does with an image that was written over meanwhile.
         OSError: It cannot be read, or there is no room.
     """
     if not NAME.fullmatch(name):
@@ -127,28 +135,37 @@ def create_dataset(
     card = DatasetCard.of(name, coco, files, selection)
     run_dir = settings.parent / f"dataset-{name}"
     if not settings.backends:
-        return Created(name, "off", {}, card, None, flaws, "")
+        return Created(name, "off", {}, {}, card, None, flaws, "")
+    if images != "reference" and _record_bytes(files) > MOST_BYTES:
+        raise TrackerError(f"{len(files):,} images are too many for one record; use images='reference'")
+
+    def found() -> dict[str, Previous | None]:
+        each = settings.backends.items()
+        return {backend: previous(backend, own, settings.project, name, run_dir) for backend, own in each}
+
     with _secrets(settings):
-        before = {
-            backend: previous(backend, own, settings.project, name, run_dir)
-            for backend, own in settings.backends.items()
-        }
+        before = found()
         if not aliases and all(each is not None and each.digest == card.digest for each in before.values()):
-            versions = {backend: each.version for backend, each in before.items() if each}
-            return Created(name, "unchanged", versions, card, None, flaws, "")
+            return Created(name, "unchanged", *_versions(before, card), card, None, flaws, "")
         changes = _changes(before.values(), Content(coco, card.files))
+        metadata = _metadata(card, selection, images, flaws)
+        if changes and not any(each and each.has(card.digest) for each in before.values()):
+            metadata["changes"] = changes.counts()
         with tempfile.TemporaryDirectory(prefix="unified-tracker-") as folder:
             with steps("page", 0):
                 small = _small_files(Path(folder), card, coco, files, images)
-            metadata = _metadata(card, selection, images, changes, flaws)
-            complete = _record(settings, card, small, files, images, tuple(aliases), metadata, steps)
+            held = {} if images == "reference" else files
+            how: Hold = "copy" if images == "copy" else "shared"
+            entries = small, held, how
+            known = _refused(settings, run_dir)
+            complete = _record(settings, card, entries, tuple(aliases), metadata, _next_step(before.values()), steps)
+        for backend, refused in _refused(settings, run_dir).items():
+            if new := refused - known[backend]:
+                raise TrackerError(f"{backend} has not taken the data set: {'; '.join(each.reason for each in new)}")
         keep(run_dir, coco.encode(), card.encode())
-        versions = {
-            backend: _version(previous(backend, own, settings.project, name, run_dir), card)
-            for backend, own in settings.backends.items()
-            if complete
-        }
-    return Created(name, "created" if complete else "pending", versions, card, changes, flaws, str(run_dir))
+        if not complete:
+            return Created(name, "pending", {}, {}, card, changes, flaws, str(run_dir))
+        return Created(name, "created", *_versions(found(), card), card, changes, flaws, str(run_dir))
 
 
 def _read(
@@ -167,7 +184,7 @@ def _read(
     return coco, files, flaws.listed()
 
 
-def _changes(before: Any, after: Content) -> Changes | None:
+def _changes(before: Iterable[Previous | None], after: Content) -> Changes | None:
     """Since the first of the versions before that can be had."""
     for each in before:
         if each is None:
@@ -205,9 +222,7 @@ def _small_files(
     return {name: folder / name for name in content}
 
 
-def _metadata(
-    card: DatasetCard, selection: Selection, images: Images, changes: Changes | None, flaws: list[Flaw]
-) -> dict[str, Any]:
+def _metadata(card: DatasetCard, selection: Selection, images: Images, flaws: list[Flaw]) -> dict[str, Any]:
     """Of the version; the field's words first, fewer than a hundred keys."""
     found: dict[str, Any] = {
         "format": {"type": card.format},
@@ -219,8 +234,6 @@ def _metadata(
         "selection": msgspec.to_builtins(selection),
         "by_reference": images == "reference",
     }
-    if changes:
-        found["changes"] = changes.counts()
     if flaws:
         found["left_out"] = {flaw.kind: flaw.count for flaw in flaws}
     return found
@@ -229,23 +242,27 @@ def _metadata(
 def _record(
     settings: RunSettings,
     card: DatasetCard,
-    small: Mapping[str, Path],
-    files: Mapping[str, ImageFile],
-    images: Images,
+    entries: tuple[Mapping[str, Path], Mapping[str, ImageFile], Hold],
     aliases: tuple[str, ...],
     metadata: dict[str, Any],
+    step: int,
     steps: Steps,
 ) -> bool:
-    """Log the version by its run; gives whether every backend holds it."""
+    """Log the version by its run; gives whether every backend holds it.
+
+    Args:
+        settings, card: Where, and what.
+        entries: Small files by their names in the artifact; images by their file names, and how they are staged.
+        aliases, metadata: Of the version.
+        step: Of the table: versions stand one behind the other.
+        steps: Shows progress.
+    """
+    small, held, how = entries
     run = settings.open(id=f"dataset-{card.name}", rank=0)
     try:
-        run.log_table(f"{card.name}/per_class", CLASS_COLUMNS, card.statistics.class_rows())
-        held = {} if images == "reference" else files
+        run.log_table(f"{card.name}/per_class", CLASS_COLUMNS, card.statistics.class_rows(), step=step)
         with steps("staging", len(held)) as tick:
-            entries = _entries(small, held, tick)
-            run._log_artifact_files(
-                entries, card.name, "dataset", "copy" if images == "copy" else "shared", aliases, metadata
-            )
+            run._log_artifact_files(_entries(small, held, tick), card.name, "dataset", how, aliases, metadata)
     except BaseException:
         run.finish("FAILED", timeout_s=0)
         raise
@@ -265,8 +282,32 @@ def _entries(
         tick()
 
 
-def _version(found: Previous | None, card: DatasetCard) -> str:
-    return found.version if found is not None and found.digest == card.digest else ""
+def _refused(settings: RunSettings, run_dir: Path) -> dict[str, set[Refused]]:
+    """What each backend has refused for good so far."""
+    lanes = RunDirectory(run_dir).lanes
+    return {backend: set(look_up(lanes / f"{backend}.db")[1]) for backend in settings.backends}
+
+
+def _record_bytes(files: Mapping[str, ImageFile]) -> int:
+    """About how much the journal has to write down about so many staged files."""
+    return sum(2 * len(name.encode()) + 64 for name in files)
+
+
+def _next_step(before: Iterable[Previous | None]) -> int:
+    """The number that the next version has; 0 where nobody counts."""
+    numbers = [each.version.removeprefix("v") for each in before if each is not None]
+    return max((int(number) + 1 for number in numbers if number.isdecimal()), default=0)
+
+
+def _versions(found: Mapping[str, Previous | None], card: DatasetCard) -> tuple[dict[str, str], dict[str, str]]:
+    """Backend to version and to reference; of one that cannot be asked, or has something newer by now, the latest."""
+    mine = {backend: each if each and each.digest == card.digest else None for backend, each in found.items()}
+    versions = {backend: each.version if each else "" for backend, each in mine.items()}
+    references = {
+        backend: each.reference if each else str(ArtifactReference(backend, None, card.name))
+        for backend, each in mine.items()
+    }
+    return versions, references
 
 
 @contextlib.contextmanager

@@ -27,12 +27,24 @@ class Previous:
     Attributes:
         version: "v3"; "" where nobody counts.
         digest: Of the content; "" for one that somebody else has made.
+        reference: To exactly this version; where nobody counts, to the latest one.
     """
 
     version: str
     digest: str
+    reference: str
     _found: tuple[ArtifactStore, ArtifactVersion] | None
     _kept: Path
+
+    def has(self, digest: str) -> bool:
+        """Whether the backend has this content already, as this version or an earlier one."""
+        if self._found is None or digest == self.digest:
+            return digest == self.digest
+        store, latest = self._found
+        with contextlib.suppress(TrackerError, OSError):
+            every = store.versions(type=latest.type, project=latest.project, name=latest.name)
+            return any(each.metadata.get("digest") == digest for each in every)
+        return False
 
     def folder(self, scratch: Path) -> Path | None:
         """A folder with its `annotations.json`, and `dataset.json` if it has one; None if it cannot be had.
@@ -71,11 +83,12 @@ def previous(
     """
     kept = run_dir / KEPT
     if options.get("mode") == "offline":
-        return _kept(backend, run_dir)
+        return _kept(backend, name, run_dir)
     with contextlib.suppress(TrackerError, OSError, ImportError):
         store = open_store(backend, options, checked=True)
         version = store.find(ArtifactReference(backend, project, name, "latest"))
-        return Previous(version.version, str(version.metadata.get("digest", "")), (store, version), kept)
+        digest = str(version.metadata.get("digest", ""))
+        return Previous(version.version, digest, str(version.reference), (store, version), kept)
     return None
 
 
@@ -87,7 +100,7 @@ def keep(run_dir: Path, annotations: bytes, card: bytes) -> None:
     write_bytes(folder / CARD, card)
 
 
-def _kept(backend: str, run_dir: Path) -> Previous | None:
+def _kept(backend: str, name: str, run_dir: Path) -> Previous | None:
     try:
         card = DatasetCard.decode((run_dir / KEPT / CARD).read_bytes())
         state = RunDirectory(run_dir).lane_state(backend)
@@ -95,4 +108,4 @@ def _kept(backend: str, run_dir: Path) -> Previous | None:
         return None
     if state is None or state.address is None or not Path(state.address.url).exists():
         return None  # its offline run is gone, or was never written
-    return Previous("", card.digest, None, run_dir / KEPT)
+    return Previous("", card.digest, str(ArtifactReference(backend, None, name)), None, run_dir / KEPT)
