@@ -178,7 +178,7 @@ def test_secrets_never_reach_the_run_directory(recording: Path, monkeypatch: pyt
     user = "" if scheme == "https" else "me@"
     assert run.info.backends["mlflow"]["tracking_uri"] == f"{scheme}://{user}tracking.example:5000"
     assert run._uploader is not None
-    assert secret in "".join(run._uploader._secrets.values())
+    assert secret in "".join(run._uploader.secrets.values())
 
 
 def test_a_rotated_checkpoint_keeps_its_bytes_and_without_a_guard_a_rewritten_one_is_copied(recording: Path) -> None:
