@@ -48,7 +48,7 @@ class Training:
         return [row for row in map(json.loads, text.splitlines()) if ("loss" in row) == training]
 
 
-def train(data: Path, output: Path, launcher: Sequence[str] = (), timeout_s: float = 120, **wish: Any) -> Training:
+def train(data: Path, output: Path, launcher: Sequence[str] = (), timeout_s: float = 240, **wish: Any) -> Training:
     """Run one training in `output` and wait for it; MLflow stands in `output/mlflow.db`."""
     output.mkdir(parents=True, exist_ok=True)
     wish = {"data": str(data), "output": str(output), **wish}
