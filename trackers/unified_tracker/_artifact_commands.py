@@ -30,6 +30,7 @@ TROUBLE: Final = 1  # exit status: a backend cannot be asked, or refuses
 NOTHING: Final = 4  # exit status: there is no such thing
 STEPS: Final = ("epoch_", "iter_")
 DAY_S: Final = 86_400
+WIDE: Final = 400
 
 app = typer.Typer(
     name="artifact",
@@ -106,10 +107,9 @@ def lineage(reference: Reference, as_json: AsJson = False) -> None:
         if as_json:
             _write_json(plain(found))
             return
-        console = Console()
         tree = Tree(_artifact_text(found))
         _grow(tree, found)
-        console.print(tree)
+        _console().print(tree)
 
 
 def list_and_show(
@@ -130,7 +130,7 @@ def list_and_show(
     if as_json:
         _write_json([_plain(each, sort) for each in shown])
     elif shown:
-        _show_versions(Console(), shown, sort, rest=len(found) - len(shown))
+        _show_versions(shown, sort, kind, rest=len(found) - len(shown))
     else:
         Console(stderr=True).print("no artifact" + (f" of type {kind}" if kind else ""))
     raise typer.Exit(TROUBLE if failed else 0 if found else NOTHING)
@@ -203,29 +203,46 @@ def _ranked(found: list[ArtifactVersion], metric: str) -> list[ArtifactVersion]:
     return sorted(found, key=key)
 
 
-def _show_versions(console: Console, shown: Sequence[ArtifactVersion], sort: str | None, *, rest: int) -> None:
-    table = Table(
-        *([sort] if sort else []), "artifact", "type", "aliases", "step", "size", "age", box=None, pad_edge=False
-    )
-    if len({each.backend for each in shown}) > 1:
-        table.add_column("backend")
+def _console() -> Console:
+    """As wide as the terminal; in a file or pipe nothing is folded."""
+    console = Console()
+    return console if console.is_terminal else Console(width=WIDE)
+
+
+def _show_versions(shown: Sequence[ArtifactVersion], sort: str | None, kind: str | None, *, rest: int) -> None:
+    console = _console()
+    table = Table(box=None, pad_edge=False)
+    if sort:
+        table.add_column(sort, no_wrap=True)
+    table.add_column("artifact", no_wrap=True)
+    if kind is None:
+        table.add_column("type")
+    for heading in ("aliases", "step", "size", "age", "backend"):
+        table.add_column(heading, overflow="fold", no_wrap=heading != "aliases")
     for each in shown:
         value = metric_of(each, sort) if sort else None
-        cells = [Text("-" if value is None else f"{value:.4f}")] if sort else []
-        aliases = ", ".join(alias for alias in each.aliases if not alias.startswith(STEPS))
         size = each.size
-        cells += [
-            Text(f"{each.name}:{each.version}" if each.version else each.uri, overflow="fold"),
-            Text(each.type),
-            Text(aliases, "cyan", overflow="fold"),
+        cells = [Text("-" if value is None else f"{value:.4f}")] if sort else []
+        cells.append(Text(f"{each.name}:{each.version}" if each.version else each.uri))
+        if kind is None:
+            cells.append(Text(each.type))
+        table.add_row(
+            *cells,
+            Text(", ".join(_told(each.aliases)), "cyan"),
             Text("" if each.step is None else str(each.step)),
             Text("" if size is None else decimal(size)),
             Text(_age(each.created_ms)),
-        ]
-        table.add_row(*cells, Text(each.backend))
+            Text(each.backend),
+        )
     console.print(table)
     if rest:
         console.print(f"{rest} more; --limit shows them")
+
+
+def _told(aliases: Sequence[str]) -> list[str]:
+    """Aliases that say something: not where in the training, and of the names for the best one, if it has that."""
+    several = "best" in aliases
+    return [alias for alias in aliases if not alias.startswith(STEPS) and not (several and alias.startswith("best-"))]
 
 
 def _age(created_ms: int) -> str:
@@ -251,7 +268,7 @@ def _artifact_text(found: LineageArtifact) -> Text:
     if found.role:
         text.append(f"{found.role}: ", "dim")
     text.append(found.reference, "bold")
-    words = [alias for alias in found.aliases if not alias.startswith(STEPS)]
+    words = _told(found.aliases)
     if words:
         text.append(f" ({', '.join(words)})", "cyan")
     if found.digest and not found.made_by and not found.aliases:

@@ -40,6 +40,7 @@ class ArtifactVersion(msgspec.Struct, frozen=True):
         run: The backend's id of the run that made it; "" if unknown.
         run_id: Our id of that run; "" if it is none of ours.
         created_ms: Milliseconds since the epoch.
+        bytes: Of all files, where the backend says it of the whole.
     """
 
     backend: str
@@ -58,6 +59,7 @@ class ArtifactVersion(msgspec.Struct, frozen=True):
     run: str = ""
     run_id: str = ""
     created_ms: int = 0
+    bytes: int | None = None
 
     @property
     def reference(self) -> ArtifactReference:
@@ -69,5 +71,7 @@ class ArtifactVersion(msgspec.Struct, frozen=True):
     @property
     def size(self) -> int | None:
         """Bytes of all files; None if one is unknown, or what files there are."""
+        if self.bytes is not None:
+            return self.bytes
         sizes = [file.size for file in self.files.values()]
         return None if None in sizes or not sizes else sum(size or 0 for size in sizes)

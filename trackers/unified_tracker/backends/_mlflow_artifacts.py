@@ -32,6 +32,7 @@ PREFIX: Final = "unified_tracker."
 DIGEST_TAG: Final = PREFIX + "digest"
 ALIAS_TAG: Final = PREFIX + "alias."
 VERSION_TAG: Final = PREFIX + "version"
+BYTES_TAG: Final = PREFIX + "bytes"
 NAME_TAG: Final = PREFIX + "artifact."  # of a run that has logged one of that name; the value is its type
 TABLES_TAG: Final = "mlflow.loggedArtifacts"
 IMAGES_TAG: Final = "mlflow.loggedImages"
@@ -48,6 +49,7 @@ class Version(msgspec.Struct):
     aliases: list[str]
     metadata: dict[str, Any]
     logged_ms: int
+    bytes: int | None = None
 
 
 class MlflowArtifacts:
@@ -122,6 +124,7 @@ class MlflowArtifacts:
                 [],
                 dict(record.metadata),
                 record.ts,
+                _bytes(files),
             )
             self._put_tree(f"{record.name}/v{found.version}", files)
             versions.append(found)
@@ -149,7 +152,7 @@ class MlflowArtifacts:
         model = next((model for model in models if model.tags.get(DIGEST_TAG) == digest), None)
         if model is None:
             taken = [known.tags.get(VERSION_TAG, "v-1").removeprefix("v") for known in models]
-            model = self._new_model(record, digest, each, _next(map(int, taken)))
+            model = self._new_model(record, digest, each, _next(map(int, taken)), _bytes(files))
         if str(model.status) != "READY":
             with self._folder() as folder:
                 _link_tree(files, folder)
@@ -208,7 +211,9 @@ class MlflowArtifacts:
         if note not in self.notes:
             self.notes.append(note)
 
-    def _new_model(self, record: Artifact, digest: str, each: Mapping[str, str], version: int) -> LoggedModel:
+    def _new_model(
+        self, record: Artifact, digest: str, each: Mapping[str, str], version: int, size: int
+    ) -> LoggedModel:
         metadata = {"step": record.step, "epoch": record.epoch, **record.metadata}
         return self._client.create_logged_model(
             self._experiment,
@@ -217,6 +222,7 @@ class MlflowArtifacts:
             tags={
                 DIGEST_TAG: digest,
                 VERSION_TAG: f"v{version}",
+                BYTES_TAG: str(size),
                 PREFIX + "files": msgspec.json.encode(each).decode()[:5000],
             },
             params={key: str(value)[:6000] for key, value in metadata.items() if value is not None},
@@ -345,6 +351,10 @@ class _Scratch:
 
     def __exit__(self, *_: object) -> None:
         shutil.rmtree(self._path, ignore_errors=True)
+
+
+def _bytes(files: Mapping[str, Path]) -> int:
+    return sum(path.stat().st_size for path in files.values())
 
 
 def _next(taken: Iterable[int]) -> int:

@@ -23,6 +23,7 @@ from unified_tracker._store import RunSummary
 from unified_tracker._versions import ArtifactVersion, FileInfo
 from unified_tracker.backends._mlflow_artifacts import (
     ALIAS_TAG,
+    BYTES_TAG,
     DIGEST_TAG,
     NAME_TAG,
     PREFIX,
@@ -240,6 +241,7 @@ class MlflowStore:
             model.source_run_id or "",
             run.data.tags.get(RUN_TAG, "") if run is not None else "",
             model.creation_timestamp,
+            int(size) if (size := model.tags.get(BYTES_TAG, "")).isdigit() else None,
         )
 
     def _of_run(self, run: Run, name: str) -> Iterator[ArtifactVersion]:
@@ -266,6 +268,7 @@ class MlflowStore:
                 run.info.run_id,
                 run.data.tags.get(RUN_TAG, ""),
                 version.logged_ms,
+                version.bytes,
             )
 
     def _listed(self, run: Run, name: str) -> list[Version]:
