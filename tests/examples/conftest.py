@@ -21,12 +21,14 @@ class Program(NamedTuple):
     err: str
 
 
-def run_program(*command: str | Path, cwd: Path, path: Path | None = None, **variables: str) -> Program:
+def run_program(
+    *command: str | Path, cwd: Path, path: Path | None = None, limit_s: float = 240, **variables: str
+) -> Program:
     """Run a Python program or `-c` text; `path` is a folder of distributions that it sees."""
     environment = {key: value for key, value in os.environ.items() if not key.startswith(("MLFLOW_", "WANDB_"))}
     environment |= {"PYTHONPATH": str(path) if path else "", "PYTHONWARNINGS": "ignore", **variables}
     done = subprocess.run(
-        [sys.executable, *map(str, command)], cwd=cwd, env=environment, capture_output=True, text=True, timeout=240
+        [sys.executable, *map(str, command)], cwd=cwd, env=environment, capture_output=True, text=True, timeout=limit_s
     )
     return Program(done.returncode, done.stdout, done.stderr)
 
