@@ -33,6 +33,7 @@ class Recorded:
                 run.log_artifact(self.data, name="shapes", type="dataset", metadata={"images": 2})
         with self.start("base") as self.first:
             self.first.use_artifact("mlflow-artifact://data/shapes:latest", role="train")
+            self.first.use_artifact("mlflow-artifact://data/shapes:v0", role="val")
             for step in (1, 2, 3):
                 aliases = [f"iter_{step}", *(["best", "best-bbox.AP"] if step == 2 else [])]
                 metrics = {"val/bbox/mAP": 0.1 * step, "bbox/AP": 10.0 * step}
@@ -137,9 +138,17 @@ def test_the_files_arrive_as_they_were_logged(recorded: Recorded, command_line: 
 def test_inputs_stand_where_mlflow_shows_them(recorded: Recorded) -> None:
     client = mlflow.MlflowClient(recorded.uri)
     base, fine = (client.get_run(MlflowRun(recorded.uri, run.id).id) for run in (recorded.first, recorded.second))
-    (dataset,) = base.inputs.dataset_inputs
-    assert (dataset.dataset.name, dataset.tags[0].value) == ("shapes", "training")
-    assert json.loads(dataset.dataset.source)["reference"] == "mlflow-artifact://data/shapes:latest"
+    used = {each.tags[0].value: each.dataset for each in base.inputs.dataset_inputs}
+    assert {context: json.loads(each.source)["reference"] for context, each in used.items()} == {
+        "training": "mlflow-artifact://data/shapes:latest",
+        "validation": "mlflow-artifact://data/shapes:v0",
+    }
+    measured = {
+        (metric.dataset_name, metric.dataset_digest)
+        for each in MlflowRun(recorded.uri, recorded.first.id).models()
+        for metric in each.metrics
+    }
+    assert measured == {("shapes", used["validation"].digest)}
     (model,) = fine.inputs.model_inputs
     assert client.get_logged_model(model.model_id).params["step"] == "2"
 

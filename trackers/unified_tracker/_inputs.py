@@ -6,6 +6,7 @@ All of it reads files, some of them large: it happens in the lane's process, nev
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
@@ -88,6 +89,23 @@ def identity(record: Input) -> str:
 def identity_of(backend: str, uri: str) -> str:
     """The same for what a backend holds under this URI."""
     return hashlib.sha256(f"{backend}\n{uri}".encode("utf-8", "surrogatepass")).hexdigest()[:16]
+
+
+def as_json(records: Sequence[Input]) -> str:
+    """Inputs as people and programs read them in a tag: what is known of each, by name."""
+    plain = []
+    for record in records:
+        values = {**msgspec.structs.asdict(record), "file": None}
+        plain.append({key: value for key, value in values.items() if value not in ("", None, {})})
+    return msgspec.json.encode(plain).decode()
+
+
+def of_json(text: str) -> list[Input]:
+    """Inputs from such a tag; none if it was cut short, or is somebody else's."""
+    try:
+        return [Input(**item) for item in msgspec.json.decode(text, type=list[dict[str, Any]])]
+    except (msgspec.MsgspecError, TypeError):
+        return []
 
 
 class Inputs:

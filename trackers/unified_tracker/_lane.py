@@ -25,7 +25,7 @@ from unified_tracker._backoff import Backoff, Clock
 from unified_tracker._courier import CALL_S, LIMIT_VARIABLE, Courier, GaveUp
 from unified_tracker._errors import RejectedError
 from unified_tracker._guard import make_private
-from unified_tracker._inputs import TAG, Inputs, identity
+from unified_tracker._inputs import TAG, Inputs, as_json, identity
 from unified_tracker._journal import ATTEMPT_SHIFT, JournalReader
 from unified_tracker._ledger import Held, Ledger
 from unified_tracker._mask import mask_text
@@ -255,7 +255,7 @@ class Lane:
         if own_way is not None:
             own_way(entry)
         else:
-            tags[TAG + identity(record)] = msgspec.json.encode(record).decode()
+            tags[TAG + identity(record)] = as_json([record])
         if tags:
             self._tracker.set_tags([entry._replace(record=Tags(record.ts, tags))])
         if warnings and self._backend == next(iter(self._directory.info().backends)):  # once, however many backends

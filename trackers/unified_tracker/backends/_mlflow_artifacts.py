@@ -138,8 +138,16 @@ class MlflowArtifacts:
         self._client.set_tag(self._run_id, NAME_TAG + path_like(record.name), record.type)
         return found.version
 
-    def log_model(self, record: Artifact, metrics: Mapping[str, float], files: Mapping[str, Path]) -> None:
+    def log_model(
+        self,
+        record: Artifact,
+        metrics: Mapping[str, float],
+        files: Mapping[str, Path],
+        dataset: tuple[str, str] | None = None,
+    ) -> None:
         """A checkpoint as a LoggedModel: metadata as params and tags, metrics bound to it, aliases as tags.
+
+        `dataset`: name and digest of the input on which the metrics were measured.
 
         The model becomes READY after its files are complete. The same bytes again only move aliases and add metrics.
         """
@@ -160,7 +168,7 @@ class MlflowArtifacts:
                 self._client.log_model_artifacts(model.model_id, str(folder))
             self._client.finalize_logged_model(model.model_id, "READY")
         self._link_to_run(model.model_id, record.step or 0)
-        self._bind_metrics(model.model_id, record, metrics)
+        self._bind_metrics(model.model_id, record, metrics, dataset or (None, None))
         self._move_aliases(model, models, ("latest", *record.aliases))
         if best := [alias for alias in record.aliases if alias.partition("-")[0] == "best"]:
             self._register(model, best, best_values(record))
@@ -259,7 +267,13 @@ class MlflowArtifacts:
             if not token:
                 return sorted(models, key=lambda model: model.creation_timestamp)
 
-    def _bind_metrics(self, model_id: str, record: Artifact, metrics: Mapping[str, float]) -> None:
+    def _bind_metrics(
+        self,
+        model_id: str,
+        record: Artifact,
+        metrics: Mapping[str, float],
+        dataset: tuple[str, str] | tuple[None, None],
+    ) -> None:
         """Metrics of exactly this model. The store adds them to the run as well, so the run's own row is repeated."""
         step = record.step or 0
         rows = []
@@ -269,7 +283,8 @@ class MlflowArtifacts:
             mine = [row for row in self._history(key) if row.step == step and row.value == value]
             if mine and self._appends:
                 continue  # it would stand there twice; the run has it
-            rows.append(Metric(key, value, mine[-1].timestamp if mine else record.ts, step, model_id=model_id))
+            ts = mine[-1].timestamp if mine else record.ts
+            rows.append(Metric(key, value, ts, step, model_id, *dataset))
         for start in range(0, len(rows), 1000):
             self._client.log_batch(self._run_id, metrics=rows[start : start + 1000])
 

@@ -9,7 +9,7 @@ import mlflow
 import msgspec
 from mlflow.entities import Dataset, DatasetInput, InputTag, LoggedModelInput, Metric
 
-from unified_tracker._inputs import TAG, identity
+from unified_tracker._inputs import TAG, as_json, identity, of_json
 from unified_tracker._naming import path_like
 from unified_tracker.backends._mlflow_artifacts import PREFIX
 from unified_tracker.records import Input
@@ -35,11 +35,7 @@ class MlflowInputs:
         self._experiment, self._run_id = experiment, run_id
         for tag, text in tags.items():
             if tag.startswith(TAG):
-                try:
-                    found = msgspec.json.decode(text, type=list[Input])
-                except msgspec.MsgspecError:
-                    continue  # cut short, or somebody else's
-                self._known[tag] = {each.role: each for each in found}
+                self._known[tag] = {each.role: each for each in of_json(text)}
 
     def log(self, record: Input) -> None:
         """Store an input: as MLflow's data set or model, and as a tag by which lineage is found."""
@@ -60,11 +56,16 @@ class MlflowInputs:
         roles[merged.role] = merged
         self._client.set_tag(self._run_id, tag, _text(list(roles.values())))
 
+    @property
+    def validation(self) -> tuple[str, str] | None:
+        """Name and digest of the validation data, as MLflow has them; None if there is none, or more than one."""
+        found = [each for roles in self._known.values() for each in roles.values() if each.role == "val"]
+        return _named(found[0]) if len(found) == 1 else None
+
     def _link_dataset(self, record: Input) -> None:
         source = {"uri": record.uri or (record.file.staged if record.file else record.reference)}
         dataset = Dataset(
-            record.name[:NAME_LIMIT],
-            (record.digest or identity(record))[:DIGEST_LIMIT],
+            *_named(record),
             "artifact" if record.backend else "local",
             msgspec.json.encode(source | {"reference": record.reference}).decode(),
             profile=msgspec.json.encode(record.metadata).decode(),
@@ -125,6 +126,11 @@ class MlflowInputs:
             self._client.log_batch(self._run_id, metrics=rows)
 
 
+def _named(record: Input) -> tuple[str, str]:
+    """Name and digest of a data set, as MLflow takes them."""
+    return record.name[:NAME_LIMIT], (record.digest or identity(record))[:DIGEST_LIMIT]
+
+
 def _merged(before: Input, now: Input) -> Input:
     return msgspec.structs.replace(
         now,
@@ -139,10 +145,10 @@ def _text(records: list[Input]) -> str:
     """As JSON that fits into a tag: without what is known elsewhere, if it must be."""
     shorter: tuple[dict[str, Any], ...] = ({}, {"metadata": {}}, {"metadata": {}, "metrics": {}})
     for smaller in shorter:
-        text = msgspec.json.encode([msgspec.structs.replace(each, **smaller) for each in records]).decode()
+        text = as_json([msgspec.structs.replace(each, **smaller) for each in records])
         if len(text) <= TAG_LIMIT:
             return text
-    return msgspec.json.encode([_bare(each) for each in records[:1]]).decode()
+    return as_json([_bare(each) for each in records[:1]])
 
 
 def _bare(record: Input) -> Any:

@@ -15,7 +15,7 @@ from urllib.parse import unquote
 import msgspec
 
 from unified_tracker._errors import TrackerError
-from unified_tracker._inputs import TAG, identity_of
+from unified_tracker._inputs import TAG, identity_of, of_json
 from unified_tracker._mask import mask_text, whole_uri
 from unified_tracker._naming import path_like
 from unified_tracker._reference import RUNS, ArtifactReference
@@ -352,7 +352,7 @@ class MlflowStore:
         inputs: list[Input] = []
         for tag, text in sorted(run.data.tags.items()):
             if tag.startswith(TAG):
-                inputs += _decoded(text)
+                inputs += of_json(text)
         return RunSummary(
             "mlflow",
             run.info.run_id,
@@ -441,10 +441,3 @@ def _listing(repository: Any, folder: str | None = None) -> dict[str, FileInfo]:
         else:
             files[item.path] = FileInfo(item.file_size)
     return files
-
-
-def _decoded(text: str) -> list[Input]:
-    try:
-        return msgspec.json.decode(text, type=list[Input])
-    except msgspec.MsgspecError:
-        return []

@@ -237,7 +237,7 @@ class MlflowTracker:
         assert isinstance(record, Artifact)  # noqa: S101 -- the lane sorts by kind
         if record.type == "model" and record.name is not None:
             metrics = {self._names(name): float(value) for name, value in record.metrics.items()}
-            self._artifacts.log_model(record, metrics, files)
+            self._artifacts.log_model(record, metrics, files, self._inputs.validation)
         elif record.name is None:
             self._artifacts.log_files(files)
         else:
