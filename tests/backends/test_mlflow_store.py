@@ -113,7 +113,7 @@ def test_a_folder_or_file_of_a_run_is_fetched(recorded: Recorded, command_line: 
 
 def test_what_is_not_there_is_named_with_what_there_is(recorded: Recorded) -> None:
     for text, told in (
-        (f"mlflow-artifact://run-{recorded.first.id}-model:v9", "no version 'v9'; there are v0, .*best-bbox.AP"),
+        (f"mlflow-artifact://run-{recorded.first.id}-model:v9", "no version 'v9'; there are best, best-bbox.AP, .*v0"),
         ("mlflow-artifact://base/nothing:v0", "no artifact 'nothing'"),
         ("mlflow-artifact://nowhere/shapes:v0", "no experiment 'nowhere' .*there are Default, base, data, fine"),
         ("models:/detector@nobody", "cannot be read"),

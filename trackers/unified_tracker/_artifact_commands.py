@@ -166,6 +166,7 @@ def _versions(
 ) -> tuple[list[ArtifactVersion], bool]:
     """What the backends hold; True if one of them could not be asked."""
     from unified_tracker._store import open_store
+    from unified_tracker._versions import newest_first
 
     found: list[ArtifactVersion] = []
     failed = False
@@ -179,7 +180,7 @@ def _versions(
         except (TrackerError, OSError) as error:  # noqa: PERF203 -- one backend's trouble is its own
             failed = True
             Console(stderr=True).print(Text(f"{backend}: {error}", "red"), soft_wrap=True)
-    return sorted(found, key=lambda each: -each.created_ms), failed
+    return newest_first(found), failed
 
 
 def metric_of(version: ArtifactVersion, wanted: str) -> float | None:

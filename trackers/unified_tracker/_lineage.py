@@ -63,6 +63,12 @@ class LineageRun(msgspec.Struct):
     metrics: dict[str, float] = {}
     repeated: bool = False
 
+    @classmethod
+    def of(cls, summary: RunSummary, role: str = "") -> LineageRun:
+        """A run, as yet without what stands around it."""
+        known = (summary.backend, summary.id, summary.run_id, summary.name, summary.project)
+        return cls(*known, summary.status, summary.url, role)
+
 
 class Lineage:
     """Looks up a tree. Asks backends; a backend that does not answer leaves a leaf that says so."""
@@ -101,16 +107,7 @@ class Lineage:
         return found
 
     def _run(self, summary: RunSummary, role: str = "") -> LineageRun:
-        found = LineageRun(
-            summary.backend,
-            summary.id,
-            summary.run_id,
-            summary.name,
-            summary.project,
-            summary.status,
-            summary.url,
-            role,
-        )
+        found = LineageRun.of(summary, role)
         key = f"{summary.backend} {summary.id}"
         if key in self._seen:
             found.repeated = True
@@ -138,17 +135,8 @@ class Lineage:
         for summary in store.users(version):
             mine = [used for used in summary.inputs if used.uri == version.uri]
             role = ", ".join(dict.fromkeys(used.role for used in mine))
-            run = LineageRun(
-                summary.backend,
-                summary.id,
-                summary.run_id,
-                summary.name,
-                summary.project,
-                summary.status,
-                summary.url,
-                role,
-                metrics={name: float(value) for used in mine for name, value in used.metrics.items()},
-            )
+            run = LineageRun.of(summary, role)
+            run.metrics = {name: float(value) for used in mine for name, value in used.metrics.items()}
             key = f"users of {version.uri} {summary.id}"
             if key in self._seen:
                 run.repeated = True

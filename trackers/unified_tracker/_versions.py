@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Iterable
+from typing import Any, Final
 
 import msgspec
 
 from unified_tracker._reference import ArtifactReference
+
+SHOWN: Final = 20
 
 
 class FileInfo(msgspec.Struct, frozen=True):
@@ -75,3 +78,20 @@ class ArtifactVersion(msgspec.Struct, frozen=True):
             return self.bytes
         sizes = [file.size for file in self.files.values()]
         return None if None in sizes or not sizes else sum(size or 0 for size in sizes)
+
+
+def newest_first(versions: Iterable[ArtifactVersion]) -> list[ArtifactVersion]:
+    """Sorted by time; of one moment the higher number comes first."""
+
+    def age(version: ArtifactVersion) -> tuple[int, int]:
+        number = version.version[1:]
+        return -version.created_ms, -int(number) if number.isdigit() else 0
+
+    return sorted(versions, key=age)
+
+
+def some(names: Iterable[str]) -> str:
+    """What there is, for an error message that says what there is not."""
+    shown = sorted(dict.fromkeys(names))
+    more = f" and {len(shown) - SHOWN} more" if len(shown) > SHOWN else ""
+    return ", ".join(shown[:SHOWN]) + more if shown else "nothing"

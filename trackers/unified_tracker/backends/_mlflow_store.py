@@ -20,7 +20,7 @@ from unified_tracker._mask import mask_text, whole_uri
 from unified_tracker._naming import path_like
 from unified_tracker._reference import RUNS, ArtifactReference
 from unified_tracker._store import RunSummary
-from unified_tracker._versions import ArtifactVersion, FileInfo
+from unified_tracker._versions import ArtifactVersion, FileInfo, newest_first, some
 from unified_tracker.backends._mlflow_artifacts import (
     ALIAS_TAG,
     BYTES_TAG,
@@ -40,7 +40,6 @@ from mlflow.store.artifact.artifact_repository_registry import get_artifact_repo
 
 PAGE: Final = 1000
 MODELS_PAGE: Final = 100
-SHOWN: Final = 12
 
 
 class MlflowStore:
@@ -98,7 +97,7 @@ class MlflowStore:
                     if type in {None, kind}:
                         found += self._of_run(run, label)
         wanted = [each for each in found if type in {None, each.type}]
-        return iter(sorted(wanted, key=lambda each: -each.created_ms))
+        return iter(newest_first(wanted))
 
     def run(self, id: str) -> RunSummary:  # noqa: A002 -- the field's word
         with self._told(f"run {id}"):
@@ -370,7 +369,7 @@ class MlflowStore:
         self._experiments.update({each.experiment_id: each.name for each in found})
         wanted = [each.experiment_id for each in found if project in {None, each.name, each.experiment_id}]
         if project is not None and not wanted:
-            names = ", ".join(sorted(each.name for each in found)[:SHOWN])
+            names = some(each.name for each in found)
             raise TrackerError(f"there is no experiment {project!r} in {self._shown}; there are {names}")
         return wanted
 
@@ -420,8 +419,8 @@ def _chosen(reference: ArtifactReference, found: Sequence[ArtifactVersion], plac
         return next((each for each in reversed(found) if "latest" in each.aliases), found[-1])
     matching = [each for each in found if reference.alias in {each.version, *each.aliases}]
     if not matching:
-        known = dict.fromkeys(word for each in found for word in (each.version, *each.aliases))
-        raise TrackerError(f"{reference}: no version {reference.alias!r}; there are {', '.join(known)}")
+        known = some(word for each in found for word in (each.version, *each.aliases))
+        raise TrackerError(f"{reference}: no version {reference.alias!r}; there are {known}")
     if reference.alias == matching[-1].version and len({each.digest for each in matching}) > 1:
         uris = ", ".join(each.uri for each in matching)
         raise TrackerError(f"{reference}: several runs have such a version; say which: {uris}")

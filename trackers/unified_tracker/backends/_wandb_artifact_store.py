@@ -29,7 +29,7 @@ from unified_tracker._cache import cache_folder
 from unified_tracker._errors import ConfigurationError, TrackerError
 from unified_tracker._reference import ArtifactReference
 from unified_tracker._store import RunSummary
-from unified_tracker._versions import ArtifactVersion, FileInfo
+from unified_tracker._versions import ArtifactVersion, FileInfo, newest_first, some
 from unified_tracker.backends import _wandb_values as values
 from unified_tracker.backends._wandb_errors import clean, is_missing, suppress_missing
 from unified_tracker.backends._wandb_inputs import KEY, read_input
@@ -37,7 +37,6 @@ from unified_tracker.records import Input
 
 BACKEND: Final = "wandb"
 STALE_S: Final = 86_400.0  # a folder of a process that was killed
-SHOWN: Final = 20
 NO_PROJECT: Final = "uncategorized"  # W&B's own word
 INTERNAL: Final = re.compile(r"wandb-.*|job|code|run_table")
 SCRATCH: Final = "wandb-"  # folders in the cache that W&B's client works in
@@ -110,7 +109,7 @@ class WandbStore:
                 if collection.is_sequence()  # others are lists of links
                 for artifact in collection.artifacts()
             ]
-        return iter(sorted(found, key=_age))
+        return iter(newest_first(found))
 
     def run(self, id: str) -> RunSummary:  # noqa: A002 -- the field's word
         """As `ArtifactStore`. The id is "entity/project/run"; what is left out is taken from the options."""
@@ -202,13 +201,13 @@ class WandbStore:
             for collection in self._client().project(project, entity).collections():
                 if collection.name == name:
                     numbers = [artifact.version for artifact in collection.artifacts()]
-                    return f"{place}/{name} has no {alias!r}; it has {_some([*collection.aliases, *numbers])}"
+                    return f"{place}/{name} has no {alias!r}; it has {some([*collection.aliases, *numbers])}"
                 names.append(collection.name)
         except (ValueError, wandb.errors.CommError) as error:
             if not is_missing(error):
                 raise
             return f"W&B has no project {place}, or the key does not open it"
-        return f"project {place} has no artifact {name!r}; it has {_some(names)}"
+        return f"project {place} has no artifact {name!r}; it has {some(names)}"
 
     # ---- what there is -------------------------------------------------------------------------------------------
 
@@ -441,16 +440,3 @@ def _milliseconds(text: str | None) -> int:
         return int(datetime.fromisoformat(when).timestamp() * 1000)
     except ValueError:
         return 0
-
-
-def _age(version: ArtifactVersion) -> tuple[int, int]:
-    """Newest first; of one moment the higher number."""
-    number = version.version[1:]
-    return -version.created_ms, -int(number) if number.isdigit() else 0
-
-
-def _some(names: list[str]) -> str:
-    """What there is, for an error message."""
-    shown = sorted(dict.fromkeys(names))
-    more = f" and {len(shown) - SHOWN} more" if len(shown) > SHOWN else ""
-    return ", ".join(shown[:SHOWN]) + more if shown else "nothing"

@@ -14,13 +14,12 @@ from unified_tracker._reference import ArtifactReference
 from unified_tracker._rundir import RunDirectory
 from unified_tracker._store import RunSummary
 from unified_tracker._survey import JournalSurvey
-from unified_tracker._versions import ArtifactVersion, FileInfo
+from unified_tracker._versions import ArtifactVersion, FileInfo, newest_first, some
 from unified_tracker.backends import _wandb_values as values
 from unified_tracker.backends._wandb_index import Collection, Index, KeptRun, KeptVersion, Logged, here
 from unified_tracker.records import Finished
 
 BACKEND: Final = "wandb"
-SHOWN: Final = 20
 
 
 class _Found(NamedTuple):
@@ -60,7 +59,7 @@ class OfflineStore:
         there = [f"v{version.number}" for version in collection.versions if not version.deleted]
         raise TrackerError(
             f"{reference}: {collection.place}/{collection.name} has no {reference.alias!r} among what was recorded "
-            f"offline on this machine; it has {_some([*aliases, *there])}"
+            f"offline on this machine; it has {some([*aliases, *there])}"
         )
 
     def download(self, version: ArtifactVersion, path: str, target: Path) -> None:
@@ -102,7 +101,7 @@ class OfflineStore:
                     for version in collection.versions
                     if not version.deleted and (record := _reachable(version)) is not None
                 ]
-        return iter(sorted(found, key=_age))
+        return iter(newest_first(found))
 
     def run(self, id: str) -> RunSummary:  # noqa: A002 -- the field's word
         """As `ArtifactStore`."""
@@ -110,7 +109,7 @@ class OfflineStore:
         for run in runs:
             if id in {run.run, run.run_id}:
                 return self._summary(run)
-        known = _some([run.run for run in runs])
+        known = some([run.run for run in runs])
         raise TrackerError(f"no run {id!r} among those that were recorded offline on this machine: {known}")
 
     def users(self, version: ArtifactVersion) -> list[RunSummary]:
@@ -149,7 +148,7 @@ class OfflineStore:
         if len(found) == 1:
             return found[0]
         if found:
-            places = _some([each.place for each in found])
+            places = some([each.place for each in found])
             raise TrackerError(
                 f"{reference} may mean several, in the projects {places}: "
                 f"write wandb-artifact://{found[0].place}/{found[0].name}:{reference.alias}"
@@ -157,11 +156,11 @@ class OfflineStore:
         if named:
             raise TrackerError(
                 f"{reference}: nothing of that name was recorded offline in project {project!r} on this machine; "
-                f"there is {_some([f'{each.place}/{each.name}' for each in named])}"
+                f"there is {some([f'{each.place}/{each.name}' for each in named])}"
             )
         there = [f"{each.place}/{each.name}" for each in self._index.collections()]
         raise TrackerError(
-            f"{reference}: nothing of that name was recorded offline on this machine; there is {_some(there)}. "
+            f"{reference}: nothing of that name was recorded offline on this machine; there is {some(there)}. "
             "What a server holds is found with WANDB_MODE=online and a key"
         )
 
@@ -258,16 +257,3 @@ def _bytes_of(collection: Collection, version: KeptVersion) -> Logged:
         f"{name} was recorded offline by run {last.run_id}, and its run directory {last.run_dir}{where} "
         "is gone from here: its files were there and nowhere else"
     )
-
-
-def _age(version: ArtifactVersion) -> tuple[int, int]:
-    """Newest first; of one moment the higher number."""
-    number = version.version[1:]
-    return -version.created_ms, -int(number) if number.isdigit() else 0
-
-
-def _some(names: list[str]) -> str:
-    """What there is, for an error message."""
-    shown = sorted(dict.fromkeys(names))
-    more = f" and {len(shown) - SHOWN} more" if len(shown) > SHOWN else ""
-    return ", ".join(shown[:SHOWN]) + more if shown else "nothing"
