@@ -192,6 +192,13 @@ def test_lineage_goes_through_all_stages_in_both_directions(recorded: Recorded, 
     assert tree.count("train: ") == 1
 
 
+def test_looking_makes_no_database(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'mlflow.db'}")
+    done = CliRunner().invoke(app, ["artifact", "list"])
+    assert (done.exit_code, "there is no MLflow database" in done.stderr) == (1, True)
+    assert not list(tmp_path.iterdir())
+
+
 def test_versions_that_nothing_needs_go_and_the_others_stay(recorded: Recorded) -> None:
     with recorded.start("pruned") as run:
         run.log_checkpoint(recorded.weights(10), 10, aliases=["iter_10"])

@@ -131,7 +131,7 @@ def list_and_show(
         _write_json([_plain(each, sort) for each in shown])
     elif shown:
         _show_versions(shown, sort, kind, rest=len(found) - len(shown))
-    else:
+    elif not failed:
         Console(stderr=True).print("no artifact" + (f" of type {kind}" if kind else ""))
     raise typer.Exit(TROUBLE if failed else 0 if found else NOTHING)
 

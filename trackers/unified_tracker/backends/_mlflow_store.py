@@ -39,6 +39,7 @@ from mlflow.entities import LoggedModel, Run, ViewType
 from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 
 PAGE: Final = 1000
+SQLITE: Final = "sqlite:///"
 MODELS_PAGE: Final = 100
 
 
@@ -46,9 +47,18 @@ class MlflowStore:
     """One tracking server or database. Every error of MLflow's becomes a `TrackerError`."""
 
     def __init__(self, options: Mapping[str, Any]) -> None:
-        """Open nothing yet. Takes checked options."""
+        """Open nothing yet. Takes checked options.
+
+        Raises:
+            TrackerError: The database is a file that does not exist: MLflow would make one.
+        """
         self._uri = whole_uri("mlflow", "tracking_uri", options["tracking_uri"], "MLFLOW_TRACKING_URI")
         self._shown = options["tracking_uri"]
+        file = self._uri.removeprefix(SQLITE).partition("?")[0]
+        if self._uri.startswith(SQLITE) and file and ":memory:" not in file and not Path(file).exists():
+            raise TrackerError(
+                f"there is no MLflow database {file}: ask in the folder of the training, or set MLFLOW_TRACKING_URI"
+            )
         self._client = mlflow.MlflowClient(tracking_uri=self._uri)
         self._roots: dict[str, Any] = {}
         self._experiments: dict[str, str] = {}
