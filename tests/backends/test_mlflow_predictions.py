@@ -160,6 +160,27 @@ def test_the_page_of_the_run_shows_all_evaluations(recorded: Recorded, tmp_path:
     assert all(image.src.startswith("data:image/") for image in document.images)
 
 
+def test_of_a_downloaded_page_only_what_it_shows_is_taken(
+    recorded: Recorded, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", recorded.uri)
+    assert recorded.runs[0].dir is not None
+    page = (recorded.runs[0].dir / "predictions" / "index.html").read_bytes()
+    (tmp_path / "page").mkdir()
+    options = {"mlflow": {"tracking_uri": recorded.uri}}
+    with ut.start_run("mlflow", project="sample", dir=tmp_path / "runs", options=options) as run:
+        for name, content in (
+            ("evil", page + b"<script>alert(1)</script>"),
+            ("nonsense", b"<script>alert(1)</script>"),
+        ):
+            (tmp_path / "page" / "index.html").write_bytes(content)
+            run.log_artifact(tmp_path / "page", name=name, type="result")
+    command = ["predictions", "show", "--no-browser", "--output", str(tmp_path / "copy.html")]
+    assert CliRunner().invoke(app, [*command, "mlflow-artifact://sample/evil"]).exit_code == 0
+    assert (tmp_path / "copy.html").read_bytes() == page
+    assert CliRunner().invoke(app, [*command, "mlflow-artifact://sample/nonsense"]).exit_code == 4
+
+
 def test_the_command_shows_a_run_directory_and_an_artifact(
     recorded: Recorded, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

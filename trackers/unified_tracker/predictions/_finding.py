@@ -24,14 +24,25 @@ def find_page(target: str, scratch: Path) -> Path:
 
     Raises:
         ConfigurationError: A reference names no backend that is installed.
-        TrackerError: There is no page.
+        TrackerError: There is no page, or a downloaded one is none of ours.
     """
     if parse(target) is not None:
         from unified_tracker._fetcher import fetch_here  # imports the backend's client
 
-        place = fetch_here(target).folder
-    else:
-        place = Path(target)
+        return _written_anew(_page_in(target, fetch_here(target).folder), scratch)
+    return _page_in(target, Path(target))
+
+
+def _written_anew(page: Path, scratch: Path) -> Path:
+    """A page from elsewhere with our own scripts: what it shows is taken over, what it would run is not."""
+    from unified_tracker.predictions._page import read_page, write_page  # NumPy
+
+    own = scratch / PAGE
+    write_page(read_page(page), own)
+    return own
+
+
+def _page_in(target: str, place: Path) -> Path:
     if place.is_file():
         return place
     for name in PLACES:
