@@ -14,6 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 wandb = pytest.importorskip("wandb")
@@ -24,6 +25,7 @@ from tests.backends.wandb_server import ENTITY, WandbServer
 from unified_tracker import _start
 from unified_tracker._delivery import Delivery
 from unified_tracker._errors import ConfigurationError, TrackerError
+from unified_tracker._fetching import Fetched, input_of
 from unified_tracker._pruning import prune
 from unified_tracker._reference import ArtifactReference, parse
 from unified_tracker._rundir import RunDirectory
@@ -151,10 +153,7 @@ def find(text: str) -> ArtifactVersion:
 
 
 def use(version: ArtifactVersion, role: str, **more: Any) -> Input:
-    text = str(version.reference)
-    return Input(
-        TS, role, version.type, text, version.name, version.version, version.digest, "wandb", version.uri, **more
-    )
+    return msgspec.structs.replace(input_of(Fetched(str(version.reference), version, ""), role, **more), ts=TS)
 
 
 # ---- finding and fetching ----------------------------------------------------------------------------------------

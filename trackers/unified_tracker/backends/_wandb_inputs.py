@@ -90,7 +90,8 @@ class RunInputs:
             place = reference.project or self._run.project
             path = f"{place if '/' in place else f'{self._run.entity}/{place}'}/{reference.name}"
             for artifact in self._candidates(f"{path}:{reference.alias}", path, record.type):
-                if record.digest in {"", artifact.digest}:
+                # Of a data set the record has the digest of its content, which is the same on every backend.
+                if record.digest in {"", artifact.digest, artifact.metadata.get("digest")}:
                     return artifact
         self._tell(
             f"{record.reference} is no version that {self._run.entity}'s server has; "
