@@ -9,11 +9,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import msgspec
-
 import unified_tracker as ut
 from tests.mlflow_reading import MlflowRun
-from unified_tracker._inputs import TAG
+from unified_tracker._inputs import TAG, of_json
 from unified_tracker.records import Input
 
 
@@ -80,5 +78,5 @@ def datasets_of(run: MlflowRun) -> set[tuple[str, str]]:
 def records_of(run: MlflowRun) -> dict[str, Input]:
     """Role and name, "train shapes-train", to the record of an input, from the tags of the run."""
     tags = [value for key, value in run.tags.items() if key.startswith(TAG)]
-    records = [record for value in tags for record in msgspec.json.decode(value, type=list[Input])]
+    records = [record for value in tags for record in of_json(value)]
     return {f"{record.role} {record.name}": record for record in records}

@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from unified_tracker._inputs import Inputs, identity
+from unified_tracker._inputs import Inputs, as_json, identity, of_json
 from unified_tracker._journal import ATTEMPT_SHIFT
 from unified_tracker._rundir import RunDirectory
 from unified_tracker.records import Entry, Input, Position, StagedFile
@@ -117,6 +117,25 @@ def test_a_validation_set_that_changed_on_resume_is_told(inputs: Inputs, tmp_pat
     changed = used(coco(tmp_path, "b.json", ["1.jpg", "2.jpg"]), "val", "mine")
     _, warnings = completed(inputs, changed, attempt=3)
     assert "the val data set 'mine' is not the one of the training before it was resumed" in warnings["changed.val"]
+
+
+def test_a_tag_says_everything_that_is_known(inputs: Inputs, tmp_path: Path) -> None:
+    plain, _ = completed(inputs, used(coco(tmp_path, "a.json", ["1.jpg"]), "train", images="/data"))
+    tracked = Input(
+        3,
+        "weights",
+        "model",
+        "mlflow-artifact://a:best",
+        "a",
+        "v3",
+        "d",
+        "mlflow",
+        "models:/m-1",
+        metrics={"AP": 0.5},
+        step=0,
+    )
+    assert of_json(as_json([plain, tracked])) == [plain, tracked]
+    assert of_json("[cut sho") == of_json('[{"somebody": "else"}]') == []
 
 
 def test_the_same_thing_has_one_identity_in_every_run_and_role() -> None:

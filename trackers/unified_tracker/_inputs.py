@@ -16,7 +16,7 @@ from unified_tracker._digest import file_digest
 from unified_tracker._journal import ATTEMPT_SHIFT
 from unified_tracker._rundir import RunDirectory, write_bytes
 from unified_tracker._staging import changed, locate
-from unified_tracker.records import Entry, Input
+from unified_tracker.records import Entry, Input, StagedFile
 
 MEMORY: Final = "inputs.json"  # in the run directory
 LARGEST: Final = 1 << 30  # bytes of an annotation file that is looked into
@@ -95,7 +95,9 @@ def as_json(records: Sequence[Input]) -> str:
     """Inputs as people and programs read them in a tag: what is known of each, by name."""
     plain = []
     for record in records:
-        values = {**msgspec.structs.asdict(record), "file": None}
+        values = msgspec.structs.asdict(record)
+        if record.file is not None:
+            values["file"] = msgspec.structs.asdict(record.file)
         plain.append({key: value for key, value in values.items() if value not in ("", None, {})})
     return msgspec.json.encode(plain).decode()
 
@@ -103,9 +105,14 @@ def as_json(records: Sequence[Input]) -> str:
 def of_json(text: str) -> list[Input]:
     """Inputs from such a tag; none if it was cut short, or is somebody else's."""
     try:
-        return [Input(**item) for item in msgspec.json.decode(text, type=list[dict[str, Any]])]
+        return [_input(item) for item in msgspec.json.decode(text, type=list[dict[str, Any]])]
     except (msgspec.MsgspecError, TypeError):
         return []
+
+
+def _input(item: dict[str, Any]) -> Input:
+    file = item.pop("file", None)
+    return Input(**item, file=StagedFile(**file) if file else None)
 
 
 class Inputs:
