@@ -17,13 +17,13 @@ from detectron2.utils.file_io import PathHandler, PathManager
 from unified_tracker import TrackerError
 from unified_tracker._access import Access
 from unified_tracker._fetching import Fetched, Options
+from unified_tracker._origins import METADATA
 from unified_tracker._reference import SCHEMES, parse
 from unified_tracker.training import RunSettings
 from unified_tracker_detectron2._config import evaluated_datasets, hook_arguments, initial_weights, training_datasets
 
 ANNOTATIONS: Final = "annotations.json"
 IMAGES: Final = "images"
-METADATA: Final = "detectron2_metadata.json"
 NUMBERED: Final = ("thing_dataset_id_to_contiguous_id", "stuff_dataset_id_to_contiguous_id")  # keys are numbers
 NAMED: Final = (
     "thing_classes",

@@ -107,7 +107,7 @@ def test_of_artifacts_the_content_of_images_counts(inputs: Inputs, tmp_path: Pat
     record, _ = completed(inputs, of("train", "train"))
     assert "folder" not in record.metadata  # a path of this machine says nothing on a run
     assert completed(inputs, of("other", "val"))[1] == {}
-    assert "leakage" in completed(inputs, of("val", "test"))[1]
+    assert "as well (val.jpg)" in completed(inputs, of("val", "test"))[1]["leakage"]
 
 
 def test_a_validation_set_that_changed_on_resume_is_told(inputs: Inputs, tmp_path: Path) -> None:

@@ -168,7 +168,7 @@ class Inputs:
                 )
         for other in known:
             if other.attempt == attempt and {mine.role, other.role} in ({"train", "val"}, {"train", "test"}):
-                shared = sorted(_images(mine) & _images(other))
+                shared = _shared(mine, other)
                 if shared:
                     train, held_out = (mine, other) if mine.role == "train" else (other, mine)
                     names = ", ".join(Path(name).name for name in shared[:SHOWN])
@@ -207,14 +207,23 @@ def _statistics(coco: _Coco) -> dict[str, Any]:
     return {"num_images": len(coco.images), "num_objects": len(coco.annotations), "classes": classes}
 
 
-def _images(known: Known) -> set[str]:
-    """What tells images apart: the digest of each, of an artifact, else where it is."""
-    if known.folder:
-        try:
-            content = (Path(known.folder) / "dataset.json").read_bytes()
-            return {file.sha256 for file in msgspec.json.decode(content, type=_Description).files.values()}
-        except (OSError, msgspec.MsgspecError):
-            return set()
+def _shared(one: Known, other: Known) -> list[str]:
+    """Names of the images of `one` that `other` has too: by their content, of artifacts, else by where they are."""
+    if one.folder and other.folder:
+        from unified_tracker.datasets._leakage import shared_images  # with all of data sets: for runs that use some
+
+        return shared_images(_files(one.folder), _files(other.folder))
+    return [] if one.folder or other.folder else sorted(_places(one) & _places(other))
+
+
+def _files(folder: str) -> dict[str, _File]:
+    try:
+        return msgspec.json.decode((Path(folder) / "dataset.json").read_bytes(), type=_Description).files
+    except (OSError, msgspec.MsgspecError):
+        return {}
+
+
+def _places(known: Known) -> set[str]:
     coco = _read(Path(known.file)) if known.file else None
     if coco is None:
         return set()

@@ -16,7 +16,6 @@ from unified_tracker.datasets._statistics import Statistics, count
 FORMAT: Final = "coco_dataset_json"  # W&B's word
 ANNOTATIONS: Final = "annotations.json"
 CARD: Final = "dataset.json"
-REFERENCES: Final = "references.json"
 DETECTRON2: Final = "detectron2_metadata.json"
 PAGE: Final = "index.html"
 
@@ -24,14 +23,6 @@ PAGE: Final = "index.html"
 class CardFile(msgspec.Struct, frozen=True):
     """An image of the data set: bytes, and SHA-256 in hexadecimal."""
 
-    size: int
-    sha256: str
-
-
-class ImageReference(msgspec.Struct, frozen=True):
-    """An image that is not in the artifact: where it was, absolute, and what it was."""
-
-    path: str
     size: int
     sha256: str
 

@@ -13,6 +13,7 @@ from typing import Any, Final, Literal
 
 import msgspec
 
+from unified_tracker._cache import REFERENCES, Referenced
 from unified_tracker._errors import ConfigurationError, TrackerError
 from unified_tracker._ledger import Refused, look_up
 from unified_tracker._reference import ArtifactReference
@@ -25,9 +26,7 @@ from unified_tracker.datasets._card import (
     CARD,
     DETECTRON2,
     PAGE,
-    REFERENCES,
     DatasetCard,
-    ImageReference,
     detectron2_metadata,
 )
 from unified_tracker.datasets._changes import Changes, Content, compare, read_content
@@ -213,7 +212,7 @@ def _small_files(
     }
     if images == "reference":
         there = {
-            f"{FOLDER}/{name}": ImageReference(str(file.path), file.size, file.sha256)
+            f"{FOLDER}/{name}": Referenced(str(file.path), file.size, file.sha256)
             for name, file in sorted(files.items())
         }
         content[REFERENCES] = msgspec.json.format(msgspec.json.encode(there), indent=1)
