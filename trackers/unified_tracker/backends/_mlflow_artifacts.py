@@ -168,10 +168,34 @@ class MlflowArtifacts:
                 self._client.log_model_artifacts(model.model_id, str(folder))
             self._client.finalize_logged_model(model.model_id, "READY")
         self._link_to_run(model.model_id, record.step or 0)
-        self._bind_metrics(model.model_id, record, metrics, dataset or (None, None))
+        self.bind_metrics(model.model_id, metrics, record.step or 0, record.ts, dataset)
         self._move_aliases(model, models, ("latest", *record.aliases))
         if best := [alias for alias in record.aliases if alias.partition("-")[0] == "best"]:
             self._register(model, best, best_values(record))
+
+    def bind_metrics(
+        self,
+        model_id: str,
+        metrics: Mapping[str, float],
+        step: int,
+        ts: int,
+        dataset: tuple[str, str] | None = None,
+    ) -> None:
+        """Metrics of exactly this model. The store adds them to the run as well, so the run's own row is repeated."""
+        rows = []
+        for key, value in metrics.items():
+            if not math.isfinite(value):
+                continue  # not applicable to this model; the run has it
+            mine = [row for row in self._history(key) if row.step == step and row.value == value]
+            if mine and self._appends:
+                continue  # it would stand there twice; the run has it
+            rows.append(
+                Metric(
+                    key, float(value), mine[-1].timestamp if mine else ts, step, model_id, *(dataset or (None, None))
+                )
+            )
+        for start in range(0, len(rows), 1000):
+            self._client.log_batch(self._run_id, metrics=rows[start : start + 1000])
 
     def register_last(self, name: str) -> None:
         """The run ends: its last checkpoint is a version of the registered model too."""
@@ -266,27 +290,6 @@ class MlflowArtifacts:
             token = page.token
             if not token:
                 return sorted(models, key=lambda model: model.creation_timestamp)
-
-    def _bind_metrics(
-        self,
-        model_id: str,
-        record: Artifact,
-        metrics: Mapping[str, float],
-        dataset: tuple[str, str] | tuple[None, None],
-    ) -> None:
-        """Metrics of exactly this model. The store adds them to the run as well, so the run's own row is repeated."""
-        step = record.step or 0
-        rows = []
-        for key, value in metrics.items():
-            if not math.isfinite(value):
-                continue  # not applicable to this model; the run has it
-            mine = [row for row in self._history(key) if row.step == step and row.value == value]
-            if mine and self._appends:
-                continue  # it would stand there twice; the run has it
-            ts = mine[-1].timestamp if mine else record.ts
-            rows.append(Metric(key, value, ts, step, model_id, *dataset))
-        for start in range(0, len(rows), 1000):
-            self._client.log_batch(self._run_id, metrics=rows[start : start + 1000])
 
     def _history(self, key: str) -> list[Metric]:
         return list(self._client.get_metric_history(self._run_id, key))

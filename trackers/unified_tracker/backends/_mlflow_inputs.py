@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import math
+from collections.abc import Callable
 from typing import Any, Final
 
 import mlflow
 import msgspec
-from mlflow.entities import Dataset, DatasetInput, InputTag, LoggedModelInput, Metric
+from mlflow.entities import Dataset, DatasetInput, InputTag, LoggedModelInput
 
 from unified_tracker._inputs import TAG, as_json, identity, of_json
 from unified_tracker._naming import path_like
-from unified_tracker.backends._mlflow_artifacts import PREFIX
+from unified_tracker.backends._mlflow_artifacts import PREFIX, MlflowArtifacts
 from unified_tracker.records import Input
 
 CONTEXTS: Final = {"train": "training", "val": "validation", "test": "testing"}
@@ -25,8 +25,9 @@ ORIGIN_TAG: Final = PREFIX + "origin"
 class MlflowInputs:
     """What one run was made from. The same record again changes nothing."""
 
-    def __init__(self, client: mlflow.MlflowClient) -> None:
-        self._client = client
+    def __init__(self, client: mlflow.MlflowClient, artifacts: MlflowArtifacts, names: Callable[[str], str]) -> None:
+        """Take what binds metrics to a model, and what gives a metric its name in MLflow."""
+        self._client, self._artifacts, self._names = client, artifacts, names
         self._known: dict[str, dict[str, Input]] = {}
         self._run_id = self._experiment = ""
 
@@ -48,7 +49,8 @@ class MlflowInputs:
             if model is not None:
                 merged = msgspec.structs.replace(merged, metadata={**merged.metadata, "model_id": model})
                 self._link_model(model)
-                self._bind(model, merged)
+                found = {self._names(name): value for name, value in merged.metrics.items()}
+                self._artifacts.bind_metrics(model, found, merged.step or 0, merged.ts)
         elif before is None:
             self._link_dataset(merged)
         if merged.role == "checkpoint" and merged.backend == "mlflow" and merged.run not in {"", self._run_id}:
@@ -107,23 +109,6 @@ class MlflowInputs:
         inputs = self._client.get_run(self._run_id).inputs
         if not inputs or model not in {each.model_id for each in inputs.model_inputs or ()}:
             self._client.log_inputs(self._run_id, models=[LoggedModelInput(model)])
-
-    def _bind(self, model: str, record: Input) -> None:
-        """What an evaluation has found, as metrics of the model. The store adds them to this run as well."""
-        step = record.step or 0
-        rows = []
-        for key, value in record.metrics.items():
-            name = path_like(key)
-            if not math.isfinite(value):
-                continue
-            mine = [
-                row
-                for row in self._client.get_metric_history(self._run_id, name)
-                if row.step == step and row.value == value
-            ]
-            rows.append(Metric(name, float(value), mine[-1].timestamp if mine else record.ts, step, model_id=model))
-        if rows:
-            self._client.log_batch(self._run_id, metrics=rows)
 
 
 def _named(record: Input) -> tuple[str, str]:

@@ -92,7 +92,7 @@ class MlflowTracker:
         registry = ModelRegistry(self._client, name) if name else None
         self._artifacts = MlflowArtifacts(self._client, run_dir, appends=self._appends, registry=registry)
         self._predictions = MlflowPredictions(self._client, self._artifacts)
-        self._inputs = MlflowInputs(self._client)
+        self._inputs = MlflowInputs(self._client, self._artifacts, self._names)
         self._own_id = self._run_id = self._experiment_id = ""
 
     @sorted_errors
